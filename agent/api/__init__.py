@@ -1,0 +1,1 @@
+"""The agent protocol: .proto files, their classes in the light form, the contract in prose (README.md)."""
