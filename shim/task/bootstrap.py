@@ -1,0 +1,207 @@
+"""The binary containerd-shim-hako-v2: `start`, `delete`, -info and -v.
+
+Owns: what goes to stdout, becoming a daemon, the pod's socket and address files. Must not know: what the
+daemon does with the socket (daemon.py) or what cleaning up means (shim/sandbox/cleanup.py). Called by the
+installed launcher through `main`. Imports almost nothing: `start` and `delete` are on the path of every
+container.
+
+`start` answers with a plain address, the one dialect that every containerd from 1.4 on and CRI-O
+understand, prints nothing on stderr when it succeeds (containerd reads both together), and forks the pod
+process, which keeps none of its descriptors (containerd waits for their end).
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from shim import paths
+from shim.errors import HakoError
+from shim.task import flags, grouping
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import socket
+
+VERSION = "0.1.0"
+ADDRESS_FILE = "address"  # containerd 1.x and CRI-O find the process again by it, in every container's bundle
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one action and return the exit status; errors are one line on stderr."""
+    try:
+        invocation = flags.parse(sys.argv[1:] if arguments is None else arguments)
+        return _dispatch(invocation)
+    except (flags.UsageError, HakoError, OSError, ValueError) as exc:
+        sys.stderr.write(f"containerd-shim-hako-v2: {exc}\n")
+        return 1
+
+
+def _dispatch(invocation: flags.Invocation) -> int:
+    if invocation.v:
+        sys.stdout.write(f"containerd-shim-hako-v2:\n  Version:  {VERSION}\n")
+        return 0
+    if invocation.info:
+        from shim.task import info
+
+        return _write(info.runtime_info(VERSION))
+    if not invocation.namespace:
+        raise HakoError("shim namespace cannot be empty")
+    if not invocation.id:
+        raise HakoError("shim id cannot be empty")
+    if invocation.action == "start":
+        return start(invocation)
+    if invocation.action == "delete":
+        from shim.task import delete
+
+        return _write(delete.delete(invocation))
+    raise flags.UsageError(f"unknown action {invocation.action!r}; start and delete exist")
+
+
+def start(invocation: flags.Invocation) -> int:
+    """Print the address of the pod's process, which is started if there is none yet."""
+    bundle = os.path.abspath(invocation.bundle or os.getcwd())
+    annotations = grouping.read_annotations(bundle)
+    sandbox_id = grouping.sandbox_of(annotations, invocation.id)
+    path = paths.task_socket(sandbox_id, invocation.namespace)
+    listener = _bind(path)
+    if listener is not None:
+        if grouping.role_of(annotations) == grouping.CONTAINER:
+            _discard(listener, path)
+            raise HakoError("its process is gone", step="start", object=f"sandbox {sandbox_id}")
+        _spawn(listener, path, invocation, sandbox_id, bundle)
+    _write_address(bundle, f"unix://{path}")
+    return _write(f"unix://{path}".encode())
+
+
+def _bind(path: str) -> socket.socket | None:
+    """A listening socket at `path`, or None if a living process listens there already."""
+    from socket import AF_UNIX, SOCK_STREAM, socket
+
+    os.makedirs(os.path.dirname(path), mode=0o711, exist_ok=True)
+    for _attempt in (1, 2):
+        listener = socket(AF_UNIX, SOCK_STREAM)
+        try:
+            listener.bind(path)
+            os.chmod(path, 0o600)
+            listener.listen(128)
+            return listener
+        except OSError:
+            listener.close()
+            if _answers(path):
+                return None
+            _unlink(path)
+    raise HakoError("cannot be bound", step="start", object=f"socket {path}")
+
+
+def _answers(path: str) -> bool:
+    from socket import AF_UNIX, SOCK_STREAM, socket
+
+    with socket(AF_UNIX, SOCK_STREAM) as probe:
+        probe.settimeout(2)
+        return probe.connect_ex(path) == 0
+
+
+def _discard(listener: socket.socket, path: str) -> None:
+    listener.close()
+    _unlink(path)
+
+
+def _unlink(path: str) -> None:
+    try:
+        os.unlink(path)
+    except FileNotFoundError:
+        pass
+
+
+def _spawn(
+    listener: socket.socket, path: str, invocation: flags.Invocation, sandbox_id: str, bundle: str
+) -> None:
+    """Fork the pod process: it inherits the single-threaded interpreter and nothing of our stdio."""
+    from shim.task import options
+
+    given = options.parse_stdin(options.read_stdin(), invocation.id, invocation.namespace)
+    score = _oom_score_adj(os.getppid())
+    pid = os.fork()
+    if pid == 0:
+        _become_daemon(listener, path, invocation, sandbox_id, bundle, given)
+    listener.close()
+    _set_oom_score_adj(pid, score + 1)
+    if given.shim_cgroup:
+        _join_cgroup(given.shim_cgroup, pid)
+
+
+def _become_daemon(
+    listener: socket.socket,
+    path: str,
+    invocation: flags.Invocation,
+    sandbox_id: str,
+    bundle: str,
+    given: object,
+) -> None:
+    """The child: cut off from the caller's descriptors, then the daemon until it ends. Never returns."""
+    status = 1
+    try:
+        os.setsid()
+        os.chdir("/")
+        os.umask(0o022)
+        _redirect_stdio(bundle)
+        from shim.task import daemon
+
+        status = daemon.run(listener, path, invocation, sandbox_id, given)  # type: ignore[arg-type]
+    except BaseException as exc:  # noqa: BLE001 - a forked child must not return into the parent's code
+        import traceback
+
+        traceback.print_exception(exc)
+    finally:
+        os._exit(status)
+
+
+def _redirect_stdio(bundle: str) -> None:
+    """stdin and stdout to /dev/null, stderr to the bundle's log fifo: nothing of the caller's stays open."""
+    null = os.open(os.devnull, os.O_RDWR)
+    try:
+        # O_RDWR: no reader is needed now, none is missed when containerd restarts; O_NONBLOCK: a full one
+        # is dropped.
+        log = os.open(os.path.join(bundle, "log"), os.O_RDWR | os.O_NONBLOCK)
+    except OSError:
+        log = os.dup(null)
+    for source, target in ((null, 0), (null, 1), (log, 2)):
+        os.dup2(source, target)
+    os.close(null)
+    os.close(log)
+
+
+def _write_address(bundle: str, address: str) -> None:
+    temporary = os.path.join(bundle, f".{ADDRESS_FILE}")
+    with open(temporary, "w", encoding="ascii") as stream:
+        stream.write(address)
+    os.rename(temporary, os.path.join(bundle, ADDRESS_FILE))
+
+
+def _oom_score_adj(pid: int) -> int:
+    try:
+        with open(f"/proc/{pid}/oom_score_adj", encoding="ascii") as stream:
+            return int(stream.read())
+    except (OSError, ValueError):
+        return 0
+
+
+def _set_oom_score_adj(pid: int, score: int) -> None:
+    """The engine's score plus one: under pressure the kernel ends the pod before the engine."""
+    try:
+        with open(f"/proc/{pid}/oom_score_adj", "w", encoding="ascii") as stream:
+            stream.write(str(min(score, 1000)))
+    except OSError:
+        pass  # lowering one's own score needs CAP_SYS_RESOURCE
+
+
+def _join_cgroup(cgroup: str, pid: int) -> None:
+    from shim import cgroups
+
+    cgroups.join_everywhere(cgroup, pid)
+
+
+def _write(data: bytes) -> int:
+    os.write(1, data)
+    return 0
