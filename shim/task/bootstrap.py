@@ -17,7 +17,8 @@ import sys
 
 from shim import paths
 from shim.errors import HakoError
-from shim.task import flags, grouping
+from shim.oci import grouping
+from shim.task import flags
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -12,14 +12,16 @@ RUNTIME_NAME = "io.containerd.hako.v2"
 FEATURES_URL = "types.containerd.io/opencontainers/runtime-spec/1/features/Features"
 HOOKS = ["prestart", "createRuntime", "createContainer", "startContainer", "poststart", "poststop"]
 NAMESPACES = ["cgroup", "ipc", "mount", "network", "pid", "user", "uts"]
-MOUNT_OPTIONS = (
-    "async atime bind defaults dev diratime dirsync exec iversion lazytime loud mand noatime nodev "
-    "nodiratime noexec noiversion nolazytime nomand norelatime nostrictatime nosuid nosymfollow "
-    "private ratime rbind rdev rdiratime relatime remount rexec rnoatime rnodev rnodiratime rnoexec "
-    "rnorelatime rnostrictatime rnosuid rnosymfollow ro rprivate rrelatime rro rrw rshared rslave "
-    "rstrictatime rsuid rsymfollow runbindable rw shared silent slave strictatime suid symfollow "
-    "sync tmpcopyup unbindable "
-).split()
+MOUNT_OPTIONS = [
+    "async", "atime", "bind", "defaults", "dev", "diratime", "dirsync", "exec", "iversion",
+    "lazytime", "loud", "mand", "noatime", "nodev", "nodiratime", "noexec", "noiversion",
+    "nolazytime", "nomand", "norelatime", "nostrictatime", "nosuid", "nosymfollow", "private",
+    "ratime", "rbind", "rdev", "rdiratime", "relatime", "remount", "rexec", "rnoatime", "rnodev",
+    "rnodiratime", "rnoexec", "rnorelatime", "rnostrictatime", "rnosuid", "rnosymfollow", "ro",
+    "rprivate", "rrelatime", "rro", "rrw", "rshared", "rslave", "rstrictatime", "rsuid",
+    "rsymfollow", "runbindable", "rw", "shared", "silent", "slave", "strictatime", "suid",
+    "symfollow", "sync", "tmpcopyup", "unbindable",
+]  # fmt: skip
 
 
 def features() -> dict[str, object]:

@@ -45,7 +45,7 @@ def read_stdin() -> bytes:
 
 
 def parse_stdin(data: bytes, container_id: str, namespace: str) -> Options:
-    """Options from `start`'s stdin. BootstrapParams decode as an Any too: hence the look at id and namespace."""
+    """Options from `start`'s stdin. BootstrapParams decode as an Any too, hence the look at the id."""
     try:
         message = wire.fields(data)
         if wire.text(message, 1) == container_id and wire.text(message, 2) == namespace:

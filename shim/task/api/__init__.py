@@ -1,1 +1,1 @@
-"""containerd's messages in the light form; made from the .proto files by `python -m agent.api.generate shim/task/api`."""
+"""containerd's messages in the light form, made by `python -m agent.api.generate shim/task/api`."""

@@ -1,0 +1,159 @@
+"""One direction of one stream: bytes from a descriptor to a descriptor, as fast as the slower end takes them.
+
+Owns: the state of that direction (waiting to read, waiting to write, ended), zero-copy by splice(2),
+back-pressure. Must not know: which stream it is, or who is at either end. Called by relay.py, in the loop's
+thread only.
+
+A side that is waited for is in the loop, the other one is not: epoll reports a hang-up of every registered
+descriptor for ever, whether it is asked for or not, and a stalled stream would spin.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable
+from typing import Protocol
+
+from agent.linux.loop import READABLE, WRITABLE, Loop
+
+CHUNK = 1 << 20  # what one splice may move: as much as the largest unprivileged pipe (fs.pipe-max-size) holds
+COPY_CHUNK = 1 << 16
+TURNS = 8  # chunks per wake-up, so that one busy stream does not starve the others
+# The other side is gone: its reader closed a pipe, its machine died. For the stream this is simply the end.
+GONE = {errno.EPIPE, errno.ECONNRESET, errno.ENOTCONN, errno.EIO, errno.ESHUTDOWN}
+
+
+class Sink(Protocol):
+    """Something that takes bytes at once, without a descriptor to wait for (a log file, nothing)."""
+
+    def write(self, data: bytes) -> None:
+        """Take all of `data`."""
+
+    def close(self) -> None:
+        """No more will come."""
+
+
+class Pump:
+    """Moves bytes from `source` to `sink` until `source` ends or `sink` is gone. Owns both and closes both
+    at the end.
+
+    `ended(pump)` is called once, in the loop, after the descriptors are closed. Either end may be -1 after
+    that.
+    """
+
+    def __init__(self, loop: Loop, source: int, sink: int | Sink, ended: Callable[[Pump], None]) -> None:
+        os.set_blocking(source, False)
+        if isinstance(sink, int):
+            os.set_blocking(sink, False)
+        self._loop = loop
+        self._source = source
+        self._sink = sink
+        self._ended = ended
+        self._splice = isinstance(sink, int)
+        self._pending = b""  # copied but not yet written; only where splice is impossible
+        self._waiting = -1
+        self.done = False
+
+    def start(self) -> None:
+        """Begin moving; in the loop's thread."""
+        if not self.done:
+            self._wait_for_source()
+
+    def close(self) -> None:
+        """End now; what is still on its way is lost. In the loop's thread; repeatable."""
+        if self.done:
+            return
+        self.done = True
+        self._wait_for(-1, 0)
+        os.close(self._source)
+        if isinstance(self._sink, int):
+            os.close(self._sink)
+        else:
+            self._sink.close()
+        self._source = -1
+        self._ended(self)
+
+    def _wait_for_source(self) -> None:
+        self._wait_for(self._source, READABLE)
+
+    def _wait_for_sink(self) -> None:
+        assert isinstance(self._sink, int)
+        self._wait_for(self._sink, WRITABLE)
+
+    def _wait_for(self, fd: int, events: int) -> None:
+        if fd == self._waiting:
+            return
+        if self._waiting >= 0:
+            self._loop.remove(self._waiting)
+        self._waiting = fd
+        if fd >= 0:
+            self._add(fd, events)
+
+    def _add(self, fd: int, events: int) -> None:
+        try:
+            self._loop.add(fd, events, self._ready)
+        except PermissionError:  # epoll(7) refuses regular files, which are always ready
+            self._waiting = -1
+            self._loop.call_soon(lambda: self._ready(events))
+
+    def _ready(self, _events: int) -> None:
+        if self.done:
+            return
+        try:
+            for turn in range(TURNS):
+                if not self._move(first=turn == 0):
+                    break
+        except OSError as exc:
+            if exc.errno not in GONE:
+                raise
+            self.close()
+
+    def _move(self, *, first: bool) -> bool:
+        """Move one chunk. False when there is something to wait for, or nothing more to come."""
+        return self._move_by_splice(first=first) if self._splice else self._move_by_copy()
+
+    def _move_by_splice(self, *, first: bool) -> bool:
+        assert isinstance(self._sink, int)
+        try:
+            moved = os.splice(self._source, self._sink, CHUNK, flags=os.SPLICE_F_NONBLOCK | os.SPLICE_F_MOVE)
+        except BlockingIOError:
+            # Either the source is empty or the sink is full, and splice does not say which. The one that was
+            # waited for was ready, so it is the other, unless something was moved since.
+            if first:
+                self._wait_for_sink() if self._waiting == self._source else self._wait_for_source()
+            return False
+        except OSError as exc:
+            if exc.errno != errno.EINVAL:
+                raise
+            self._splice = False  # neither end is a pipe, or a file is in append mode
+            return True
+        if moved == 0:
+            self.close()
+        elif self._waiting != self._source:
+            self._wait_for_source()
+        return moved > 0
+
+    def _move_by_copy(self) -> bool:
+        if not self._pending:
+            try:
+                self._pending = os.read(self._source, COPY_CHUNK)
+            except BlockingIOError:
+                self._wait_for_source()
+                return False
+            if not self._pending:
+                self.close()
+                return False
+        return self._write_pending()
+
+    def _write_pending(self) -> bool:
+        if not isinstance(self._sink, int):
+            self._sink.write(self._pending)
+            self._pending = b""
+            return True
+        try:
+            self._pending = self._pending[os.write(self._sink, self._pending) :]
+        except BlockingIOError:
+            self._wait_for_sink()
+            return False
+        return True
