@@ -1,8 +1,8 @@
 """Entry points of both commands, dispatched by argv[0] and verb; imports only what the verb needs.
 
-Owns: which module serves which verb, and how an error becomes text and exit status. A failure of hako itself exits
-with 125 (126: the command cannot be executed, 127: it does not exist), so that it is not taken for the command's
-own status; docker and podman do the same. Must not know: what any verb does.
+Owns: which module serves which verb, and how an error becomes text and exit status. A failure of hako
+itself exits with 125 (126: the command cannot be executed, 127: it does not exist), so that it is not taken
+for the command's own status; docker and podman do the same. Must not know: what any verb does.
 """
 
 from __future__ import annotations
@@ -42,7 +42,8 @@ def hako() -> int:
     except HakoError as exc:
         return _fail(str(exc), exc)
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # the interpreter's own flush at exit must not fail again
+        # The interpreter flushes stdout once more when it ends; that must not fail again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 141  # 128 + SIGPIPE
     except OSError as exc:
         return _fail(f"{exc.filename}: {exc.strerror}" if exc.filename else str(exc), exc)
@@ -76,7 +77,7 @@ def _call(module: ModuleType, verb: str, argv: list[str]) -> int:
 
 
 def _wants_help(argv: list[str], ends_at_first_word: bool, names: set[str]) -> bool:
-    """Whether --help is asked of hako: not in the user's own command, and -h only where it means nothing else."""
+    """Whether help is asked of hako, not of the user's command; -h only where it means nothing else."""
     for word in argv:
         if word == "--help" or (word == "-h" and "-h" not in names):
             return True
@@ -93,7 +94,8 @@ def _load(name: str) -> ModuleType:
 
 def _overview() -> str:
     rows = "".join(f"  {verb:<9}{summary}\n" for verb, (_, summary) in VERBS.items())
-    return f"Usage: hako COMMAND [options] ...\n\nEvery container in its own microVM.\n\nCommands:\n{rows}\nhako COMMAND --help says more.\n"
+    intro = "Usage: hako COMMAND [options] ...\n\nEvery container in its own microVM.\n\nCommands:\n"
+    return f"{intro}{rows}\nhako COMMAND --help says more.\n"
 
 
 def _fail(message: str, exc: BaseException) -> int:

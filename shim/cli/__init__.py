@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-# verb -> (module, line in `hako --help`). A module has USAGE, OPTIONS, OPTIONS_END_AT_FIRST_WORD and main(parsed) -> int.
+# verb -> (module, line in `hako --help`). A module has USAGE, OPTIONS, OPTIONS_END_AT_FIRST_WORD and
+# main(parsed) -> int.
 VERBS = {
     "run": ("shim.cli.run", "run a command in a new container in its own microVM"),
     "exec": ("shim.cli.exec", "run a command in a running container"),

@@ -1,9 +1,9 @@
 """Command line options: a table per verb, from which parsing and `--help` follow.
 
-Owns: the syntax that docker and podman users know: `-it`, `-e A=B`, `--name=x`, `--rm`, `--rm=false`, `--`, and
-options that end at the first word where a command of the user's own follows (`hako run IMAGE ls -l`).
-Must not know: any verb. Not argparse, whose import alone takes as long as a whole `hako exec` may use up before
-it reaches the container (6 ms), and which takes options out of the middle of the user's command.
+Owns: the syntax that docker and podman users know: `-it`, `-e A=B`, `--name=x`, `--rm`, `--rm=false`, `--`,
+and options that end at the first word where a command of the user's own follows (`hako run IMAGE ls -l`).
+Must not know: any verb. Not argparse, whose import alone takes as long as a whole `hako exec` may use up
+before it reaches the container (6 ms), and which takes options out of the middle of the user's command.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ def _long(names: dict[str, Option], word: str, rest: list[str], parsed: Parsed) 
 
 
 def _short(names: dict[str, Option], word: str, rest: list[str], parsed: Parsed) -> None:
-    """`-it`, `-eA=B` and `-e A=B`: letters are flags up to the first that takes a value, which gets the remainder."""
+    """`-it`, `-eA=B` and `-e A=B`: flags up to the first letter with a value, which gets the remainder."""
     letters = word[1:]
     while letters:
         name, letters = "-" + letters[0], letters[1:]
@@ -122,7 +122,7 @@ def _next(name: str, option: Option, rest: list[str]) -> str:
 def help_text(usage: str, summary: str, options: Sequence[Option]) -> str:
     """The text of `hako VERB --help`."""
     lines = [f"Usage: hako {usage}", "", summary[:1].upper() + summary[1:] + "."]
-    rows = [(", ".join(option.names) + (f" {option.metavar}" if option.metavar else ""), option) for option in options]
+    rows = [(f"{', '.join(option.names)} {option.metavar}".rstrip(), option) for option in options]
     width = min(max((len(left) for left, _ in rows), default=0), 34)
     if rows:
         lines += ["", "Options:"]

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import platform
-import sys
-
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from shim.cli.options import Parsed

@@ -1,9 +1,9 @@
 """The two commands as files that can be put anywhere: three lines of Python with every path baked in.
 
-Owns: their text. containerd's tests copy the shim's file alone into another directory and run it there, so nothing
-may be looked up beside the file; -I and -S keep the user's environment and the site directories out, which also
-saves half of Python's start-up (10 ms in all).
-Called by install/checkout.py and install/prefix.py.
+Owns: their text. containerd's tests copy the shim's file alone into another directory and run it there, so
+nothing may be looked up beside the file; -I and -S keep the user's environment and the site directories
+out, which also saves half of Python's start-up (10 ms in all). Called by install/checkout.py and
+install/prefix.py.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _TEMPLATE = """\
 # Made by hako's installer. The code: {code}
 import sys
 if sys.version_info[:2] != {version}:
-    sys.exit("{name}: installed for Python {dotted}, but {interpreter} is now another one: run `make install` again")
+    sys.exit("{name}: made for Python {dotted}, but {interpreter} is another now: `make install` again")
 sys.path += {path!r}
 from shim.__main__ import {entry}
 sys.exit({entry}())
@@ -27,7 +27,7 @@ sys.exit({entry}())
 
 
 def text(command: str, code: str, site: str, interpreter: str = INTERPRETER) -> str:
-    """The launcher of `command`; `code` is the directory that holds `shim` and `agent`, `site` that of the libraries."""
+    """The launcher of `command`; `code`: directory of `shim` and `agent`, `site`: that of the libraries."""
     return _TEMPLATE.format(
         interpreter=interpreter,
         code=code,

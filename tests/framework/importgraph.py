@@ -1,7 +1,8 @@
 """Read the import statements of a Python tree without running it.
 
-Owns: finding every import statement below a directory and saying when it takes effect (at load, when a function
-runs, only for the type checker). Knows nothing of which imports are allowed: tests/style decides that.
+Owns: finding every import statement below a directory and saying when it takes effect (at load, when a
+function runs, only for the type checker). Knows nothing of which imports are allowed: tests/style decides
+that.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ class Tree:
         self.imports = [found for name, path in self.modules.items() for found in self._read(name, path)]
 
     def resolve(self, target: str) -> str | None:
-        """The module of this tree that `target` names: itself, or the module that holds the imported attribute."""
+        """The module of this tree that `target` names: itself, or the one that has the attribute."""
         while target:
             if target in self.modules:
                 return target

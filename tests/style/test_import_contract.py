@@ -6,8 +6,8 @@ import pytest
 
 from tests.framework.importgraph import Import, Tree, When, cycles
 
-# Higher lines may import lower lines. On the lines marked "apart" no unit imports a sibling; in the other lines
-# siblings may use each other as long as no cycle appears.
+# Higher lines may import lower lines. On the lines marked "apart" no unit imports a sibling; in the other
+# lines siblings may use each other as long as no cycle appears.
 SHIM_LINES: list[tuple[str, set[str]]] = [
     ("apart", {"__main__"}),
     ("apart", {"cli", "task", "install"}),
@@ -15,8 +15,8 @@ SHIM_LINES: list[tuple[str, set[str]]] = [
     ("apart", {"hypervisor", "share", "network", "stdio", "image", "agent_client", "runspec"}),
     ("free", {"oci", "config", "paths", "process", "confine", "cgroups", "log", "trace", "errors", "tools"}),
 ]
-# Data, not behaviour: containerd's protobuf messages serve both ends of the task API, the server (task) and its
-# client in `hako run` (cli).
+# Data, not behaviour: containerd's protobuf messages serve both ends of the task API, the server (task) and
+# its client in `hako run` (cli).
 SHIM_DATA = "shim.task.api"
 
 AGENT_LINES: list[tuple[str, set[str]]] = [
@@ -26,8 +26,8 @@ AGENT_LINES: list[tuple[str, set[str]]] = [
     ("apart", {"container"}),
     (
         "free",
-        {"namespaces", "mounts", "rootfs", "devices", "cgroups", "seccomp", "capabilities", "rlimits", "hooks",
-         "users", "storage", "network", "guest", "init", "process", "config"},
+        {"namespaces", "mounts", "rootfs", "devices", "cgroups", "seccomp", "capabilities", "rlimits",
+         "hooks", "users", "storage", "network", "guest", "init", "process", "config"},
     ),
     ("free", {"ttrpc"}),
     ("free", {"linux", "api", "errors"}),
@@ -104,7 +104,7 @@ def test_data_flows_one_way(tree: Tree, package: str, lines: list[tuple[str, set
 
 
 def test_shared_messages_stay_data(tree: Tree) -> None:
-    """What both ends of the task API import holds messages only: it imports nothing of the shim but itself."""
+    """What both ends of the task API import holds messages only: of the shim it imports only itself."""
     wrong = [
         found
         for found in tree.imports
@@ -138,7 +138,11 @@ def test_the_shim_uses_only_the_shared_parts_of_the_agent(tree: Tree) -> None:
 @pytest.mark.parametrize("module", sorted(ONLY_IN))
 def test_sharp_modules_have_one_home(tree: Tree, module: str) -> None:
     """A module with a cost or a danger of its own is imported in its one place."""
-    wrong = [f for f in tree.imports if f.target.split(".")[0] == module and not _within(f.importer, ONLY_IN[module])]
+    wrong = [
+        f
+        for f in tree.imports
+        if f.target.split(".")[0] == module and not _within(f.importer, ONLY_IN[module])
+    ]
     assert not wrong, _report(wrong)
 
 
