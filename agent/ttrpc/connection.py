@@ -1,0 +1,107 @@
+"""One accepted ttrpc connection: non-blocking frames in and out, in bounded memory. No services here.
+
+Used by server.py. A peer that does not read its answers is first not read from any more (above OUTPUT_HIGH),
+and dropped when what others still answer it goes over OUTPUT_MAX; other connections never notice.
+"""
+
+from __future__ import annotations
+
+from agent.linux.loop import ERROR, HANGUP, READABLE, WRITABLE
+from agent.ttrpc.frames import Decoder, encode
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from _socket import socket
+    from collections.abc import Callable
+
+    from agent.linux.loop import Loop
+    from agent.ttrpc.frames import Frame
+
+OUTPUT_HIGH = 1 << 20
+OUTPUT_MAX = 32 << 20
+
+_READ_SIZE = 256 << 10
+
+
+class Connection:
+    """`on_frame(frame)` for each frame, `on_closed()` once. Everything happens on the loop's thread."""
+
+    def __init__(
+        self, loop: Loop, sock: socket, on_frame: Callable[[Frame], None], on_closed: Callable[[], None]
+    ) -> None:
+        sock.settimeout(0)
+        self._loop = loop
+        self._sock = sock
+        self._fd = sock.fileno()
+        self._on_frame = on_frame
+        self._on_closed = on_closed
+        self._decoder = Decoder()
+        self._output = bytearray()
+        self._events = READABLE
+        self.closed = False
+        loop.add(self._fd, READABLE, self._ready)
+
+    def send(self, stream_id: int, type: int, flags: int, payload: bytes) -> None:
+        """Queue one frame, and write what the socket takes now."""
+        if self.closed:
+            return
+        self._output += encode(stream_id, type, flags, payload)
+        self._flush()
+        if len(self._output) > OUTPUT_MAX:
+            self.close()
+
+    def close(self) -> None:
+        """Close at once; frames not yet written are lost. Idempotent."""
+        if self.closed:
+            return
+        self.closed = True
+        self._loop.remove(self._fd)
+        self._sock.close()
+        self._output.clear()
+        self._on_closed()
+
+    @property
+    def unsent(self) -> int:
+        """Bytes that wait for the peer to read."""
+        return len(self._output)
+
+    def _ready(self, events: int) -> None:
+        if events & WRITABLE:
+            self._flush()
+        if events & (READABLE | HANGUP | ERROR) and not self.closed:
+            self._read()
+
+    def _read(self) -> None:
+        try:
+            data = self._sock.recv(_READ_SIZE)
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError:
+            data = b""
+        if not data:
+            self.close()
+            return
+        for frame in self._decoder.feed(data):
+            self._on_frame(frame)
+            if self.closed:
+                return
+
+    def _flush(self) -> None:
+        try:
+            while self._output:
+                del self._output[: self._sock.send(self._output)]
+        except (BlockingIOError, InterruptedError):
+            pass
+        except OSError:
+            self.close()
+            return
+        self._watch()
+
+    def _watch(self) -> None:
+        """Write-readiness only while output waits; reading pauses while too much of it does."""
+        events = WRITABLE if self._output else 0
+        if len(self._output) <= OUTPUT_HIGH:
+            events |= READABLE
+        if events != self._events:
+            self._events = events
+            self._loop.modify(self._fd, events)
