@@ -1,0 +1,178 @@
+"""The short-lived process that talks netlink: one request, one answer, then it ends.
+
+Owns: entering the namespace, carrying out the verb, undoing a half-done one. Must not know: HakoError, the
+VM. Executed by worker.py as `python3 -IS child.py SYSPATH_JSON` with a socket to its parent as descriptor
+0; the namespace's descriptor comes with the request. pyroute2 is imported here and only here: it costs the
+time and the memory once per call instead of for the life of the pod.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import sys
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+    from shim.network.steps import Rollback
+
+    Request = dict[str, Any]
+    Answer = tuple[dict[str, Any], list[int]]
+
+
+def main() -> None:
+    """Serve the one request on descriptor 0. The parent's SIGTERM (its deadline) undoes what was begun."""
+    sys.path[:0] = json.loads(sys.argv[1])
+    from shim.network import wire
+    from shim.network.steps import Rollback
+
+    sock = socket.socket(fileno=0)
+    request, fds = wire.receive(sock)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended by its parent"))
+    with Rollback() as rollback:
+        wire.send(sock, *answer(request, fds, rollback))
+        os._exit(0)  # skips the interpreter's teardown, and the rollback
+
+
+def answer(request: Request, fds: list[int], rollback: Rollback) -> Answer:
+    """What the request yields: {"result": ...} or {"error": {step, object, message, errno}}."""
+    from shim.network.steps import StepFailed
+
+    try:
+        result, taps = serve(request, fds, rollback)
+    except StepFailed as failed:
+        rollback.run()
+        fields = ("step", "object", "message", "errno")
+        return {"error": {name: getattr(failed, name) for name in fields}}, []
+    return {"result": result}, taps
+
+
+def serve(request: Request, fds: list[int], rollback: Rollback) -> Answer:
+    """Carry out `request["verb"]`, in the namespace of the first descriptor if there is one."""
+    verb: Callable[[Any, Request, Rollback], Answer] = VERBS[request["verb"]]
+    if fds:
+        enter(fds[0])
+    return verb(open_netlink(), request, rollback)
+
+
+def enter(netns: int) -> None:
+    """Make the network namespace of this descriptor ours."""
+    from agent.linux import syscalls
+    from shim.network.steps import Step
+
+    with Step("enter network namespace", "setns"):
+        syscalls.setns(netns, syscalls.CLONE_NEWNET)
+
+
+def open_netlink() -> Any:
+    """pyroute2's IPRoute, in the namespace that we are in now."""
+    if "pyroute2" not in sys.modules:
+        bypass_package()
+    try:
+        from pyroute2.iproute.linux import IPRoute
+    except ImportError:  # a version that is built in another way
+        for name in [name for name in sys.modules if name.split(".")[0] == "pyroute2"]:
+            del sys.modules[name]
+        from pyroute2 import IPRoute
+    return IPRoute()
+
+
+def bypass_package() -> None:
+    """Let pyroute2's modules be imported without the package's `__init__`, which doubles the import time."""
+    import importlib.util
+    from types import ModuleType
+
+    spec = importlib.util.find_spec("pyroute2")
+    if spec is not None:
+        package = ModuleType("pyroute2")
+        package.__path__ = list(spec.submodule_search_locations or ())
+        sys.modules["pyroute2"] = package
+
+
+def attach(ipr: Any, request: Request, rollback: Rollback) -> Answer:
+    """Put a tap behind each link that is not carried yet; answers with what the guest gets and the taps."""
+    from shim.network import choose, links
+
+    facts = links.read(ipr)
+    chosen, skipped = choose.select_links(facts, request["known"])
+    refuse_twins(chosen)
+    taps: list[int] = []
+    nics = [carry(ipr, link, taps, rollback) for link in chosen]
+    carried = [nic["index"] for nic in nics]
+    routes, left_out = choose.select_routes(facts, carried + request["known"])
+    neighbours = choose.select_neighbours(facts, carried, routes)
+    result = {"nics": nics, "routes": routes, "neighbours": neighbours, "skipped": skipped + left_out}
+    return result, taps
+
+
+def refuse_twins(chosen: list[dict[str, Any]]) -> None:
+    """The guest finds its link by the MAC, so that two links must not have the same one."""
+    from shim.network import choose
+    from shim.network.steps import StepFailed
+
+    twin = choose.duplicate_mac(chosen)
+    if twin:
+        names = " and ".join(link["name"] for link in chosen if link["mac"] == twin)
+        raise StepFailed("carry links into the VM", names, f"they have the same MAC address {twin}")
+
+
+def carry(ipr: Any, link: dict[str, Any], taps: list[int], rollback: Rollback) -> dict[str, Any]:
+    """Open the tap of one link; its descriptor goes to the end of `taps`. A half-carried link swallows
+    frames, hence the rollback.
+    """
+    from shim.network import choose, tap
+
+    found = link["kind"] == "tun"
+    name = link["name"] if found else choose.tap_name(link["index"])
+    taps.append(tap.open_tap(name, multi_queue=link["multi_queue"] and found))
+    if not found:
+        index = tap.prepare(ipr, name, link["mtu"])
+        rollback.add(lambda: tap.disconnect(ipr, link["index"]))
+        tap.cross_connect(ipr, link["index"], index)
+    fields = ("index", "name", "kind", "mac", "mtu", "noarp", "addresses")
+    return {**{field: link[field] for field in fields}, "tap_name": name, "tap_made": not found}
+
+
+def detach(ipr: Any, request: Request, rollback: Rollback) -> Answer:
+    """Remove the named taps and the redirects on the links before them; what is gone already is no error."""
+    from shim.network import choose, tap
+
+    present = {message["index"] for message in ipr.get_links()}
+    for name in request["taps"]:
+        index = choose.link_index(name)
+        if index is None:
+            continue
+        if index in present:
+            tap.disconnect(ipr, index)
+        tap.remove(ipr, name)
+    return {}, []
+
+
+def nat_up(ipr: Any, request: Request, rollback: Rollback) -> Answer:
+    """Make the bridge if need be, and a namespace with an address on it."""
+    from shim.network import bridge
+
+    return bridge.up(ipr, request, rollback), []
+
+
+def nat_down(ipr: Any, request: Request, rollback: Rollback) -> Answer:
+    """Remove one user of the bridge, or the bridge too."""
+    from shim.network import bridge
+
+    return bridge.down(ipr, request), []
+
+
+VERBS: dict[str, Callable[[Any, Request, Rollback], Answer]] = {
+    "attach": attach,
+    "detach": detach,
+    "nat_up": nat_up,
+    "nat_down": nat_down,
+}
+
+if __name__ == "__main__":
+    main()
