@@ -1,0 +1,507 @@
+"""One container: its life on the host and in the guest.
+
+Containerd calls Create, Start, State; Exec, Start, Wait for further processes; Kill, Wait, Delete at the
+end. Owns: the order of what happens in each verb, which is undone in reverse when a step fails. Must not
+know: events, ttrpc, how the VM came up. Called by the task service through sandbox.py, each request in a
+thread of its own.
+
+`create`, `start`, `pause`, `resume`, `update` and `delete` exclude each other; `kill`, `state` and waiting
+never wait for them, because an engine kills what hangs. Every process ends exactly once, in a thread of its
+own: by the guest's answer to WaitProcess, or by the end of the VM (137).
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Protocol
+
+from agent.api import agent_pb2, oci_pb2
+from shim import errors
+from shim.oci import mounts, translate
+from shim.oci import spec as oci
+from shim.sandbox.hostside import HostSide, Request
+from shim.sandbox.process import KILLED, Exit, GuestProcess
+from shim.sandbox.state import Status, allows, require
+from shim.stdio.fifo import Names
+from shim.stdio.relay import Relay, Streams
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from socket import socket
+
+    from agent.linux.loop import Loop
+    from shim.agent_client import AgentClient
+    from shim.cgroups import Cgroup
+    from shim.config import Config
+    from shim.sandbox.store import Store
+    from shim.share.tree import ShareTree
+
+EXEC_GRACE = 5.0  # seconds for the execs of a container whose init ended to report their own end
+OOM_QUERY = 2.0  # seconds for the guest to say whether a killed container ran out of memory
+
+
+class Listener(Protocol):
+    """Who is told what happens by itself; called once per process, in threads of ours."""
+
+    def exited(self, container: Container, process: GuestProcess, exit: Exit) -> None:
+        """The process has ended; its stub is gone."""
+
+    def out_of_memory(self, container: Container) -> None:
+        """A process of the container was killed for memory; comes before the exit that it causes."""
+
+
+class Home(Protocol):
+    """What a container needs of its sandbox."""
+
+    config: Config
+    loop: Loop
+    store: Store
+    listener: Listener
+    sandbox_id: str
+    in_pod: bool
+
+    @property
+    def agent(self) -> AgentClient:
+        """The agent; raises Unavailable when the VM is not up."""
+
+    @property
+    def share(self) -> ShareTree:
+        """What the guest may see."""
+
+    @property
+    def vcpus(self) -> int:
+        """CPUs of the VM."""
+
+    @property
+    def netns(self) -> str:
+        """Host path of the pod's network namespace."""
+
+    def cgroup_of(self, container_id: str, spec: oci.Spec) -> Cgroup:
+        """The container's cgroup on the host."""
+
+    def open_stream(self) -> tuple[socket, int]:
+        """A stream to the agent and the port by which the agent knows it."""
+
+    def container_of_pid(self, pid: int) -> str | None:
+        """The container whose stub has this pid."""
+
+    def log(self, level: str, message: str) -> None:
+        """For the operator."""
+
+
+class Container:
+    """See the module. `init` is the container's own process, `execs` the others by their ids."""
+
+    def __init__(self, home: Home, request: Request) -> None:
+        self.id = request.id
+        self.bundle = request.bundle
+        self.spec = request.spec
+        self.request = request
+        self.init = GuestProcess(request.id, "", request.names, request.spec.process)
+        self.execs: dict[str, GuestProcess] = {}
+        self.oom_reported = False
+        self.host = HostSide(request, home.store, run_hooks=home.config.runtime.host_hooks)
+        self._home = home
+        self._verbs = threading.RLock()
+        self._guard = threading.Lock()
+        self._undo = ExitStack()
+        self._in_guest = False
+
+    def prepare(self, netns: str) -> None:
+        """The host's side. Raises HakoError; nothing is left then. `netns`: host path of the namespace."""
+        with self._verbs:
+            cgroup = self._home.cgroup_of(self.id, self.spec)
+            self.host.prepare(cgroup, netns, lambda: _in_thread(self._stub_killed))
+            self.init.pid = self.host.pid
+
+    def create_in_guest(self) -> int:
+        """The guest's side; the VM is up. Returns the host pid. Raises HakoError; call `discard` then."""
+        with self._verbs:
+            plans = mounts.plan(self.spec, self.bundle)
+            guest_spec = translate.translate(self.spec, plans, self._share(plans))
+            streams = Streams(self.request.names)
+            relay, ports = self._connect(streams)
+            request = agent_pb2.CreateContainerRequest(
+                container_id=self.id,
+                exec_id=self.id,
+                OCI=guest_spec,
+                sandbox_pidns=self._take_sandbox_pidns(guest_spec),
+                stdin_port=ports.get("stdin", 0),
+                stdout_port=ports.get("stdout", 0),
+                stderr_port=ports.get("stderr", 0),
+            )
+            try:
+                self._home.agent.do(
+                    "CreateContainer", request, self._home.config.runtime.create_container_timeout
+                )
+            except BaseException:
+                relay.close()
+                raise
+            self._created(relay)
+            return self.init.pid
+
+    def discard(self) -> None:
+        """Undo `prepare` and `create_in_guest` after a failure."""
+        if self.init.relay is not None:
+            self.init.relay.close()
+        self._undo.close()
+        self.host.release()
+
+    def _share(self, plans: list[mounts.MountPlan]) -> translate.GuestPlaces:
+        """Put root filesystem and volumes into the share; what the guest calls them."""
+        assert self.spec.root is not None
+        share = self._home.share
+        self._undo.callback(share.remove, self.id)
+        root = share.add_rootfs(self.id, self.host.rootfs_path, bool(self.spec.root.readonly))
+        sources = {
+            plan.at: share.add_volume(self.id, plan.at, plan.source, plan.readonly, plan.propagation)
+            for plan in plans
+            if plan.fate == mounts.SHARE
+        }
+        return translate.GuestPlaces(
+            container_id=self.id,
+            rootfs=root,
+            sources=sources,
+            in_pod=self._home.in_pod,
+            vcpus=self._home.vcpus,
+            container_of_pid=self._home.container_of_pid,
+        )
+
+    def _take_sandbox_pidns(self, guest_spec: oci_pb2.Spec) -> bool:
+        """Kata's flag for the pause container's pid namespace, in place of the path."""
+        for namespace in guest_spec.Linux.Namespaces:
+            if namespace.Type == "pid" and namespace.Path == f"container:{self._home.sandbox_id}":
+                namespace.Path = ""
+                return True
+        return False
+
+    def _connect(self, streams: Streams) -> tuple[Relay, dict[str, int]]:
+        """Channels to the guest for `streams`, which are closed if that fails."""
+        sockets: dict[str, socket] = {}
+        ports: dict[str, int] = {}
+        try:
+            for name in streams.channels():
+                sockets[name], ports[name] = self._home.open_stream()
+            return Relay(self._home.loop, streams, sockets), ports
+        except BaseException:
+            streams.close()
+            for sock in sockets.values():
+                sock.close()
+            raise
+
+    def _created(self, relay: Relay) -> None:
+        self._in_guest = True
+        self.init.relay = relay
+        self.init.status = Status.CREATED
+        relay.start()
+        if self.init.stdin_closed:
+            relay.close_stdin()
+        self._watch(self.init)
+        self._apply_size(self.init)
+
+    def start(self) -> int:
+        """Run the container's process; its host pid. The caller sets `init.announced` once it has told so."""
+        with self._verbs:
+            require(self.init.status, "start", self.id)
+            self.init.announced.clear()
+            try:
+                self._home.agent.do("StartContainer", agent_pb2.StartContainerRequest(container_id=self.id))
+            except BaseException:
+                self.init.announced.set()
+                raise
+            with self._guard:
+                if self.init.status is Status.CREATED:
+                    self.init.status = Status.RUNNING
+            self.host.started(self._warn)
+            return self.init.pid
+
+    def add_exec(self, exec_id: str, process: oci.Process, names: Names) -> None:
+        """Remember a process to be started. Raises AlreadyExists, WrongState."""
+        require(self.init.status, "exec", self.id)
+        with self._guard:
+            if exec_id in self.execs or not exec_id:
+                raise errors.AlreadyExists("exec id is taken", object=exec_id)
+            added = GuestProcess(self.id, exec_id, names, process)
+            added.status = Status.CREATED
+            self.execs[exec_id] = added
+
+    def start_exec(self, exec_id: str) -> int:
+        """Run an added process; its pid is the stub's. Raises HakoError, also if there is no such program."""
+        process = self.process(exec_id)
+        with process.verbs:
+            require(process.status, "start", exec_id)
+            require(self.init.status, "exec", self.id)
+            assert process.spec is not None
+            relay, ports = self._connect(Streams(process.names))
+            request = agent_pb2.ExecProcessRequest(
+                container_id=self.id,
+                exec_id=exec_id,
+                process=translate.translate_process(process.spec),
+                stdin_port=ports.get("stdin", 0),
+                stdout_port=ports.get("stdout", 0),
+                stderr_port=ports.get("stderr", 0),
+            )
+            process.announced.clear()
+            try:
+                self._home.agent.do("ExecProcess", request)
+            except BaseException:
+                relay.close()
+                process.announced.set()
+                process.finish(Exit.now(255))
+                raise
+            self._exec_started(process, relay)
+            return process.pid
+
+    def _exec_started(self, process: GuestProcess, relay: Relay) -> None:
+        process.pid = self.init.pid
+        process.relay = relay
+        process.status = Status.RUNNING
+        relay.start()
+        if process.stdin_closed:
+            relay.close_stdin()
+        self._watch(process)
+        self._apply_size(process)
+
+    def kill(self, exec_id: str, number: int, *, everything: bool) -> None:
+        """Send a signal; 0 only asks whether the process is there. Raises NotFound if it has ended."""
+        process = self.process(exec_id)
+        if exec_id and process.status is Status.CREATED:
+            raise errors.WrongState("cannot kill a process that was not started", object=exec_id)
+        require(process.status, "kill", process.id)
+        if not number:
+            return
+        if number == signal.SIGKILL and self.init.status is Status.PAUSED:
+            self.resume()
+        target = "" if everything and not exec_id else process.id
+        request = agent_pb2.SignalProcessRequest(container_id=self.id, exec_id=target, signal=number)
+        try:
+            self._home.agent.do("SignalProcess", request)
+        except (errors.NotFound, errors.Unavailable) as exc:
+            raise errors.NotFound("process already finished", object=process.id) from exc
+
+    def pause(self) -> None:
+        """Freeze all processes of the container in the guest."""
+        with self._verbs:
+            require(self.init.status, "pause", self.id)
+            self._home.agent.do("PauseContainer", agent_pb2.PauseContainerRequest(container_id=self.id))
+            self._change(Status.RUNNING, Status.PAUSED)
+
+    def resume(self) -> None:
+        """Let them run again."""
+        with self._verbs:
+            require(self.init.status, "resume", self.id)
+            self._home.agent.do("ResumeContainer", agent_pb2.ResumeContainerRequest(container_id=self.id))
+            self._change(Status.PAUSED, Status.RUNNING)
+
+    def update(self, resources: oci.Resources) -> None:
+        """New limits, in the guest and on the host."""
+        with self._verbs:
+            require(self.init.status, "update", self.id)
+            limits = translate.translate_resources(resources, self._home.vcpus)
+            request = agent_pb2.UpdateContainerRequest(container_id=self.id, resources=limits)
+            self._home.agent.do("UpdateContainer", request)
+            self.host.apply(resources)
+
+    def stats(self, timeout: float | None = None) -> agent_pb2.StatsContainerResponse:
+        """What the guest's cgroup counts."""
+        require(self.init.status, "stats", self.id)
+        request = agent_pb2.StatsContainerRequest(container_id=self.id)
+        return self._home.agent.call(
+            "StatsContainer", request, agent_pb2.StatsContainerResponse, timeout
+        )
+
+    def resize(self, exec_id: str, columns: int, rows: int) -> None:
+        """Size of the terminal; kept for later if the process is not there yet, nothing without a terminal.
+        """
+        process = self.process(exec_id)
+        if not process.names.terminal or not allows(process.status, "resize"):
+            return
+        process.size = (columns, rows)
+        if process.relay is not None:
+            self._apply_size(process)
+
+    def close_stdin(self, exec_id: str) -> None:
+        """CloseIO: whatever is in the fifo still goes to the process, then the end.
+
+        Repeatable, at any time.
+        """
+        process = self.process(exec_id)
+        process.stdin_closed = True
+        if process.relay is not None:
+            process.relay.close_stdin()
+
+    def process(self, exec_id: str) -> GuestProcess:
+        """The exec, or init for "". Raises NotFound."""
+        if not exec_id:
+            return self.init
+        try:
+            return self.execs[exec_id]
+        except KeyError:
+            raise errors.NotFound("no such exec", object=exec_id) from None
+
+    def delete_exec(self, exec_id: str) -> GuestProcess:
+        """Forget an exec that has ended or was never started. Raises NotFound, WrongState."""
+        process = self.process(exec_id)
+        with process.verbs:
+            require(process.status, "delete", exec_id)
+            self._finish_streams(process)
+            with self._guard:
+                self.execs.pop(exec_id, None)
+            process.status = Status.DELETED
+        return process
+
+    def delete(self) -> None:
+        """Take the container away, in the guest if that still lives, and on the host. Raises WrongState."""
+        with self._verbs:
+            require(self.init.status, "delete", self.id)
+            never_started = self.init.status is Status.CREATED
+            self._remove_in_guest()
+            if never_started:
+                self._ended(self.init, Exit.now(KILLED), tell=False)
+            for process in (*self.execs.values(), self.init):
+                self._finish_streams(process)
+            self._undo.close()
+            self.host.release(self._warn)
+            self.init.status = Status.DELETED
+
+    def _remove_in_guest(self) -> None:
+        if not self._in_guest:
+            return
+        self._in_guest = False
+        try:
+            timeout = self._home.config.runtime.stop_timeout
+            request = agent_pb2.RemoveContainerRequest(container_id=self.id, timeout=int(timeout))
+            self._home.agent.do("RemoveContainer", request, timeout + 5)
+        except errors.HakoError as exc:
+            # A dead guest has nothing left to remove; a refusal must not keep the engine from forgetting it.
+            self._home.log("debug", f"RemoveContainer {self.id}: {exc}")
+
+    def _finish_streams(self, process: GuestProcess) -> None:
+        if process.relay is not None:
+            process.relay.drain(self._home.config.runtime.stdio_drain_timeout)
+            process.relay.close()
+
+    def machine_died(self) -> None:
+        """The VM is gone: every process has ended, execs first. Called once, in a thread of the sandbox."""
+        self._in_guest = False
+        for process in (*self.execs.values(), self.init):
+            if process.status not in (Status.CREATING, Status.STOPPED, Status.DELETED):
+                if process.exec_id and process.status is Status.CREATED:
+                    process.finish(Exit.now(KILLED))
+                else:
+                    self._ended(process, Exit.now(KILLED))
+
+    def _watch(self, process: GuestProcess) -> None:
+        def answered(status: int | None, error: errors.HakoError | None) -> None:
+            if status is not None:
+                _in_thread(lambda: self._ended(process, Exit.now(status)))
+            elif isinstance(error, errors.NotFound):
+                _in_thread(lambda: self._ended(process, Exit.now(255)))
+            # Any other error is the end of the connection: the sandbox notices the VM's end and says so.
+
+        self._home.agent.wait_process(self.id, process.id, answered)
+
+    def _ended(self, process: GuestProcess, exit: Exit, *, tell: bool = True) -> None:
+        """The one way in which a process ends, at most once."""
+        if not process.take_end():
+            return
+        if process is self.init:
+            self._end_execs()
+            self.host.end_stub()
+            self._check_memory(exit)
+        process.announced.wait(EXEC_GRACE)
+        process.finish(exit)
+        if tell:
+            self._home.listener.exited(self, process, exit)
+        process.told.set()
+        if process is self.init and process.relay is not None:
+            self._close_later(process.relay)
+
+    def _end_execs(self) -> None:
+        """Init has ended: what else ran in the container ends with it, and is told first."""
+        running = [process for process in tuple(self.execs.values()) if process.status is Status.RUNNING]
+        if not running:
+            return
+        request = agent_pb2.SignalProcessRequest(container_id=self.id, exec_id="", signal=int(signal.SIGKILL))
+        try:
+            self._home.agent.do("SignalProcess", request, EXEC_GRACE)
+        except errors.HakoError as exc:
+            self._home.log("debug", f"kill the rest of {self.id}: {exc}")
+        for process in running:
+            if not process.told.wait(EXEC_GRACE):
+                self._ended(process, Exit.now(KILLED))
+
+    def _check_memory(self, exit: Exit) -> None:
+        """Report an out-of-memory kill that the guest's own event did not bring in time."""
+        if exit.status != KILLED or self.oom_reported or not self._in_guest:
+            return
+        try:
+            answer = self._home.agent.call(
+                "StatsContainer",
+                agent_pb2.StatsContainerRequest(container_id=self.id),
+                agent_pb2.StatsContainerResponse,
+                OOM_QUERY,
+            )
+        except errors.HakoError:
+            return
+        if answer.cgroup_stats.memory_stats.events["oom_kill"]:
+            self.report_oom()
+
+    def report_oom(self) -> None:
+        """An out-of-memory kill in this container; told once, and left as a file for CRI-O."""
+        with self._guard:
+            if self.oom_reported:
+                return
+            self.oom_reported = True
+        try:
+            with open(os.path.join(self.bundle, "oom"), "ab"):
+                pass
+        except OSError as exc:
+            self._home.log("warn", f"oom file of {self.id}: {exc}")
+        self._home.listener.out_of_memory(self)
+
+    def _close_later(self, relay: Relay) -> None:
+        """A stream that something else in the guest holds open ends some time after the container."""
+        delay = self._home.config.runtime.stdio_drain_timeout
+        loop = self._home.loop
+
+        def plan_close() -> None:
+            loop.call_later(delay, relay.close)
+
+        loop.call_threadsafe(plan_close)
+
+    def _stub_killed(self) -> None:
+        if self.init.exit is not None:
+            return
+        self._home.log("warn", f"the stub of {self.id} was killed; killing the container")
+        try:
+            self.kill("", signal.SIGKILL, everything=True)
+        except errors.HakoError as exc:
+            self._home.log("debug", f"kill {self.id}: {exc}")
+
+    def _change(self, before: Status, after: Status) -> None:
+        with self._guard:
+            if self.init.status is before:
+                self.init.status = after
+
+    def _warn(self, message: str) -> None:
+        self._home.log("warn", message)
+
+    def _apply_size(self, process: GuestProcess) -> None:
+        if process.size is None or not process.names.terminal:
+            return
+        columns, rows = process.size
+        request = agent_pb2.TtyWinResizeRequest(
+            container_id=self.id, exec_id=process.id, row=rows, column=columns
+        )
+        try:
+            self._home.agent.do("TtyWinResize", request)
+        except errors.HakoError as exc:
+            self._home.log("debug", f"resize {process.id}: {exc}")
+
+def _in_thread(function: Callable[[], None]) -> None:
+    """Run away from the thread that answers for the connection or watches the children."""
+    threading.Thread(target=function, name="hako-end", daemon=True).start()

@@ -1,0 +1,140 @@
+"""What a container has on the host: root filesystem, cgroup, stub, hooks.
+
+Owns: making them in this order, writing each into the state before it is made, taking them away in reverse.
+Must not know: the guest. Called by container.py, under its lock.
+"""
+
+from __future__ import annotations
+
+import os
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, NamedTuple
+
+from shim.oci import spec as oci
+from shim.oci.state import state_json
+from shim.sandbox import hooks, rootfs, stub
+from shim.stdio.fifo import Names
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from shim.cgroups import Cgroup
+    from shim.process import Child
+    from shim.sandbox.store import Store
+
+
+class Request(NamedTuple):
+    """What an engine asks for: ids and host paths, the mounts of the root filesystem, the streams' names."""
+
+    id: str
+    bundle: str
+    spec: oci.Spec
+    names: Names
+    rootfs: tuple[rootfs.RootfsMount, ...] = ()
+
+
+class HostSide:
+    """See the module. `pid` is the stub's, 0 before `prepare`."""
+
+    def __init__(self, request: Request, store: Store, *, run_hooks: bool) -> None:
+        self.pid = 0
+        self._request = request
+        self._store = store
+        self._hooks = request.spec.hooks if run_hooks else None
+        self._undo = ExitStack()
+        self._stub: Child | None = None
+        self._cgroup: Cgroup | None = None
+
+    def prepare(self, cgroup: Cgroup, netns: str, stub_killed: Callable[[], None]) -> None:
+        """Make everything. Raises HakoError; nothing is left then.
+
+        `netns`: host path of the network namespace. `stub_killed` is called, in the watching thread, when the
+        stub ends by itself.
+        """
+        with ExitStack() as undo:
+            entry = {"bundle": self._request.bundle, "mounts": [], "cgroups": []}
+            self._store.change(lambda state: state["containers"].update({self._request.id: entry}))
+            undo.callback(self._forget)
+            self._mount_rootfs(undo)
+            self._make_cgroup(undo, cgroup)
+            self._start_stub(undo, tuple(cgroup.dirs), netns, stub_killed)
+            for kind in ("prestart", "create_runtime", "create_container"):
+                hooks.run_all(kind, self._hooks_of(kind), self._state("creating"))
+            self._undo = undo.pop_all()
+
+    @property
+    def rootfs_path(self) -> str:
+        """Host path of the container's root."""
+        root = self._request.spec.root
+        assert root is not None
+        return os.path.join(self._request.bundle, "rootfs" if self._request.rootfs else root.path)
+
+    def apply(self, resources: oci.Resources) -> None:
+        """New limits for the container's cgroup on the host."""
+        if self._cgroup is not None:
+            self._cgroup.apply(oci.to_json_types(resources))
+
+    def end_stub(self) -> None:
+        """End and reap the stub. Repeatable."""
+        child, self._stub = self._stub, None
+        if child is not None:
+            child.terminate(0)
+            child.close()
+
+    def started(self, warn: Callable[[str], None]) -> None:
+        """Run the poststart hooks."""
+        hooks.run_all_tolerantly("poststart", self._hooks_of("poststart"), self._state("running"), warn)
+
+    def release(self, warn: Callable[[str], None] | None = None) -> None:
+        """Take everything away; with `warn` the poststop hooks run too. Repeatable."""
+        self._undo.close()
+        if warn is not None:
+            hooks.run_all_tolerantly("poststop", self._hooks_of("poststop"), self._state("stopped"), warn)
+
+    def _mount_rootfs(self, undo: ExitStack) -> None:
+        if not self._request.rootfs:
+            return
+        target = os.path.join(self._request.bundle, "rootfs")
+        self._remember("mounts", [target])
+        rootfs.mount_all(self._request.rootfs, target)
+        undo.callback(rootfs.unmount, target)
+
+    def _make_cgroup(self, undo: ExitStack, cgroup: Cgroup) -> None:
+        self._remember("cgroups", list(cgroup.dirs))
+        undo.callback(cgroup.remove)
+        cgroup.create()
+        self._cgroup = cgroup
+        linux = self._request.spec.linux
+        if linux is not None and linux.resources is not None:
+            self.apply(linux.resources)
+
+    def _start_stub(
+        self, undo: ExitStack, cgroup_dirs: tuple[str, ...], netns: str, killed: Callable[[], None]
+    ) -> None:
+        child = stub.spawn(cgroup_dirs, netns)
+        self._stub = child
+        undo.callback(self.end_stub)
+        self.pid = child.pid
+        self._store.add_process(f"stub of {self._request.id}", child.pid)
+        stub.await_program(child)
+        child.on_exit(lambda: killed() if self._stub is child else None)
+
+    def _remember(self, key: str, values: list[str]) -> None:
+        self._store.change(lambda state: state["containers"][self._request.id][key].extend(values))
+
+    def _forget(self) -> None:
+        self._store.change(lambda state: state["containers"].pop(self._request.id, None))
+
+    def _hooks_of(self, kind: str) -> tuple[oci.Hook, ...]:
+        return getattr(self._hooks, kind, None) or ()
+
+    def _state(self, status: str) -> bytes:
+        spec = self._request.spec
+        return state_json(
+            version=spec.oci_version,
+            container_id=self._request.id,
+            status=status,
+            pid=0 if status == "stopped" else self.pid,
+            bundle=self._request.bundle,
+            annotations=spec.annotations,
+        )

@@ -1,0 +1,138 @@
+"""What is on disk about one pod: enough to clean up after any of its processes was killed at any moment.
+
+Owns: state.json (written to a temporary, synced, renamed, after every change and before what it describes
+is made) and the lock beside it, which the pod process holds as long as it lives. Must not know: how to take
+things away (cleanup.py). Written by sandbox.py and container.py, read by `delete` and by the `hako`
+command. Light imports only.
+
+The lock answers "is the pod's process alive?" without a pid: the kernel drops it with the last descriptor.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+STATE_FILE = "state.json"
+LOCK_FILE = "lock"
+VERSION = 1
+
+
+def start_time(pid: int) -> int:
+    """When the process started, in clock ticks since boot (proc(5), stat, field 22); 0 if there is none.
+
+    A pid together with this number names one process for ever.
+    """
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as stream:
+            return int(stream.read().rpartition(b")")[2].split()[19])
+    except (OSError, IndexError, ValueError):
+        return 0
+
+
+class Store:
+    """The state of one pod.
+
+    `state` is the content; change it only through `change`, from one thread at a time.
+    """
+
+    def __init__(self, directory: str, lock_fd: int, state: dict[str, Any]) -> None:
+        import threading
+
+        self.directory = directory
+        self.state = state
+        self._lock_fd = lock_fd
+        self._guard = threading.Lock()
+
+    @classmethod
+    def create(cls, directory: str, sandbox_id: str, namespace: str) -> Store:
+        """A new store in `directory` (host path, made if missing).
+
+        Raises BlockingIOError if a process has it.
+        """
+        os.makedirs(directory, mode=0o711, exist_ok=True)
+        store = cls(directory, take_lock(directory), {})
+        with store._guard:
+            store.state.update(
+                version=VERSION,
+                sandbox_id=sandbox_id,
+                namespace=namespace,
+                pid=os.getpid(),
+                start_time=start_time(os.getpid()),
+                processes=[],
+                cgroups=[],
+                paths=[],
+                network=None,
+                containers={},
+            )
+            store._save()
+        return store
+
+    def change(self, edit: Callable[[dict[str, Any]], object]) -> None:
+        """Apply `edit` to the state and save it."""
+        with self._guard:
+            edit(self.state)
+            self._save()
+
+    def add_process(self, name: str, pid: int) -> None:
+        """Remember a process that must not outlive the pod."""
+        entry = {"name": name, "pid": pid, "start_time": start_time(pid)}
+        self.change(lambda state: state["processes"].append(entry))
+
+    def _save(self) -> None:
+        write_atomically(os.path.join(self.directory, STATE_FILE), json.dumps(self.state).encode())
+
+    def close(self) -> None:
+        """Give up the lock; the files stay."""
+        if self._lock_fd >= 0:
+            os.close(self._lock_fd)
+            self._lock_fd = -1
+
+
+def take_lock(directory: str) -> int:
+    """A descriptor that holds the pod's lock. Raises BlockingIOError if somebody else has it."""
+    fd = os.open(os.path.join(directory, LOCK_FILE), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(fd)
+        raise
+    return fd
+
+
+def is_alive(directory: str) -> bool:
+    """Whether the pod's process lives."""
+    try:
+        os.close(take_lock(directory))
+    except OSError as exc:
+        return exc.errno in (errno.EAGAIN, errno.EACCES)
+    return False
+
+
+def read(directory: str) -> dict[str, Any] | None:
+    """The state on disk, None if there is none (or only the beginning of one)."""
+    try:
+        with open(os.path.join(directory, STATE_FILE), "rb") as stream:
+            state = json.load(stream)
+    except (OSError, ValueError):
+        return None
+    return state if isinstance(state, dict) and state.get("version") == VERSION else None
+
+
+def write_atomically(path: str, data: bytes) -> None:
+    """Replace a file so that a crash leaves the old or the new content, never a mixture."""
+    temporary = f"{path}.new"
+    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    try:
+        os.write(fd, data)
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+    os.rename(temporary, path)
