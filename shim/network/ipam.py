@@ -177,11 +177,13 @@ def _bound(path: str) -> bool:
         return False
 
 
-def routes_of(table: str) -> list[str]:
-    """The destinations in the text of /proc/net/route, as "10.0.0.0/8"."""
+def routes_of(table: str, beside: str = "") -> list[str]:
+    """The destinations in the text of /proc/net/route as "10.0.0.0/8", those over link `beside` left out."""
     found = []
     for line in table.splitlines()[1:]:
         fields = line.split()
+        if fields[0] == beside:
+            continue
         destination, mask = (int(fields[n], 16).to_bytes(4, "little") for n in (1, 7))
         found.append(f"{ipaddress.IPv4Address(destination)}/{ipaddress.IPv4Address(mask)}")
     return found

@@ -63,7 +63,7 @@ def acquire(
             raise AlreadyExists("it has a network already", step="acquire network", object=container_id)
         fresh = not state.bridge
         if fresh:
-            _found(state, bridge, [subnet] if subnet else [], sources)
+            _decide(state, bridge, [subnet] if subnet else [], sources)
         user = ipam.new_user(state, container_id, _netns_path(container_id))
         ipam.save(state)
         try:
@@ -100,9 +100,9 @@ def sweep(alive: Callable[[str], bool], timeout: float = worker.DEFAULT_TIMEOUT)
     return [user.id for user in gone]
 
 
-def _found(state: ipam.State, bridge: str, preferred: list[str], sources: list[str]) -> None:
+def _decide(state: ipam.State, bridge: str, preferred: list[str], sources: list[str]) -> None:
     """Decide what the network looks like, and note what has to be restored when it ends."""
-    routes = ipam.routes_of(_read(ROUTES))
+    routes = ipam.routes_of(_read(ROUTES), beside=bridge)
     servers = [server for text in sources for server in resolv.servers(text) if resolv.reachable(server)]
     state.bridge = bridge
     state.subnet = ipam.choose_subnet(preferred, routes, servers)
@@ -150,8 +150,8 @@ def _take_away(state: ipam.State, users: list[ipam.User], timeout: float) -> Non
         "last": last,
         "users": [{"netns": u.netns, "link": u.link} for u in users],
     }
-    others = worker.call("nat_down", request, [], timeout, state.bridge)["ports"]
-    if last and not others:
+    worker.call("nat_down", request, [], timeout, state.bridge)
+    if last:
         nft.remove()
         if state.forwarding_was:
             _set_forwarding(state.forwarding_was)

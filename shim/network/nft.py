@@ -7,6 +7,7 @@ whole, in one transaction.
 from __future__ import annotations
 
 import json
+from typing import Any
 
 from shim import process
 
@@ -37,7 +38,13 @@ table ip {TABLE} {{
 
 def apply(bridge: str, subnet: str) -> None:
     """Put the table in place, replacing an older one. Raises process.CommandFailed."""
-    process.run(["nft", "-f", "-"], TIMEOUT, ruleset(bridge, subnet).encode())
+    try:
+        process.run(["nft", "-f", "-"], TIMEOUT, ruleset(bridge, subnet).encode())
+    except process.CommandFailed as failed:
+        failed.hint = (
+            "install the package nftables, or run with --network none" if failed.status == 127 else ""
+        )
+        raise
 
 
 def remove() -> None:
@@ -54,7 +61,7 @@ def blockers() -> list[str]:
     return blocking_chains(answer)
 
 
-def blocking_chains(answer: dict[str, list[dict[str, dict[str, str]]]]) -> list[str]:
+def blocking_chains(answer: dict[str, list[Any]]) -> list[str]:
     """`blockers` for the JSON of `nft -j list chains`."""
     chains = [entry["chain"] for entry in answer.get("nftables", []) if "chain" in entry]
     return [
