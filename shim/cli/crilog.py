@@ -16,6 +16,7 @@ from typing import NamedTuple
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
+    from typing import BinaryIO
 
 BLOCK = 1 << 16
 
@@ -39,12 +40,8 @@ def parse(line: bytes) -> Entry | None:
 
 def read(path: str) -> Iterator[Entry]:
     """All entries of the log `path` (host), its predecessor's first."""
-    for file in (f"{path}.1", path):
-        try:
-            with open(file, "rb") as stream:
-                yield from _entries(line.rstrip(b"\n") for line in stream)
-        except FileNotFoundError:
-            pass
+    yield from _read_file(f"{path}.1")
+    yield from _read_file(path)
 
 
 def last(entries: Iterable[Entry], lines: int) -> list[Entry]:
@@ -63,29 +60,44 @@ def last(entries: Iterable[Entry], lines: int) -> list[Entry]:
 
 
 class Follower:
-    """New entries of a log that is being written and may be rotated under us."""
+    """The log `path` as it is being written, rotated under us, or not there yet."""
 
-    def __init__(self, path: str, position: int | None = None) -> None:
-        """Begin at byte `position` of the file, or at its end."""
+    def __init__(self, path: str) -> None:
         self._path = path
         self._rest = b""
-        self._stream = open(path, "rb")
-        self._stream.seek(0, os.SEEK_END) if position is None else self._stream.seek(position)
+        self._stream: BinaryIO | None = None
+
+    def so_far(self) -> list[Entry]:
+        """Everything up to now, the predecessor's part included."""
+        before = _read_file(f"{self._path}.1")
+        return list(before) + self.poll()
 
     def poll(self) -> list[Entry]:
         """What was written since the last call."""
+        if self._stream is None and not self._open():
+            return []
         found = self._drain()
         if self._rotated():
             found += self._drain()  # written between our read and the rename
-            self._stream.close()
-            self._stream, self._rest = open(self._path, "rb"), b""
-            found += self._drain()
+            self.close()
+            found += self.poll()
         return found
 
     def close(self) -> None:
-        self._stream.close()
+        """Stop; the next `poll` would begin again."""
+        if self._stream is not None:
+            self._stream.close()
+        self._stream, self._rest = None, b""
+
+    def _open(self) -> bool:
+        try:
+            self._stream = open(self._path, "rb")
+        except FileNotFoundError:
+            return False
+        return True
 
     def _drain(self) -> list[Entry]:
+        assert self._stream is not None
         lines: list[bytes] = []
         while block := self._stream.read(BLOCK):
             *whole, self._rest = (self._rest + block).split(b"\n")
@@ -93,6 +105,7 @@ class Follower:
         return list(_entries(lines))
 
     def _rotated(self) -> bool:
+        assert self._stream is not None
         try:
             there, here = os.stat(self._path), os.fstat(self._stream.fileno())
         except FileNotFoundError:  # between the rename and the new file
@@ -106,6 +119,14 @@ def write(entries: Iterable[Entry], put: Callable[[str, bytes], None], *, timest
     for entry in entries:
         head = f"{entry.time} ".encode() if timestamps else b""
         put(entry.stream, head + entry.content + (b"\n" if entry.ends_line else b""))
+
+
+def _read_file(path: str) -> Iterator[Entry]:
+    try:
+        with open(path, "rb") as stream:
+            yield from _entries(line.rstrip(b"\n") for line in stream)
+    except FileNotFoundError:
+        pass
 
 
 def _entries(lines: Iterable[bytes]) -> Iterator[Entry]:

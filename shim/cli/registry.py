@@ -11,6 +11,7 @@ Owns: these files. Must not know: how a container is made or what state it is in
 
 from __future__ import annotations
 
+import fcntl
 import os
 import time
 
@@ -89,6 +90,28 @@ def new(name: str) -> Container:
         os.rmdir(os.path.join(containers_root(), container_id))
         raise
     return Container(id=container_id, name=name or container_id, created=time.time())
+
+
+def lock(container: Container) -> int:
+    """A descriptor that says "somebody is making this container" as long as it is open."""
+    fd = os.open(container.directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    fcntl.flock(fd, fcntl.LOCK_EX)
+    return fd
+
+
+def is_locked(container: Container) -> bool:
+    """Whether somebody holds the `lock`."""
+    try:
+        fd = os.open(container.directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(fd)
+    return False
 
 
 def save(container: Container) -> None:

@@ -86,6 +86,7 @@ def test_following_sees_every_line_once_across_a_rotation(tmp_path: Path) -> Non
     log = tmp_path / "log"
     log.write_text(_line("before"))
     follower = crilog.Follower(str(log))
+    assert _printed(follower.so_far())["stdout"] == b"before\n"
     with log.open("a") as stream:
         stream.write(_line("1") + _line("2")[:-3])
         stream.flush()
@@ -96,4 +97,13 @@ def test_following_sees_every_line_once_across_a_rotation(tmp_path: Path) -> Non
     log.write_text(_line("3"))
     assert _printed(follower.poll())["stdout"] == b"3\n"
     assert follower.poll() == []
+    follower.close()
+
+
+def test_following_begins_before_the_first_output(tmp_path: Path) -> None:
+    """A log that is not there yet is waited for; its predecessor counts as printed so far."""
+    follower = crilog.Follower(str(tmp_path / "log"))
+    assert follower.so_far() == []
+    (tmp_path / "log").write_text(_line("first"))
+    assert _printed(follower.poll())["stdout"] == b"first\n"
     follower.close()
