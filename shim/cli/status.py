@@ -18,19 +18,13 @@ if TYPE_CHECKING:
     from shim.cli.registry import Container
     from shim.cli.task import Task
 
-STARTING, CREATED, RUNNING, PAUSED, EXITED, DEAD = (
-    "starting",
-    "created",
-    "running",
-    "paused",
-    "exited",
-    "dead",
-)
+STARTING, CREATED, RUNNING, PAUSED = "starting", "created", "running", "paused"
+EXITED, DEAD = "exited", "dead"
 LIVE = (STARTING, CREATED, RUNNING, PAUSED)
 
 
 class State:
-    """One look at a container. `exit_status` and `finished` (seconds since 1970) are None unless it has ended."""
+    """One look. `exit_status` and `finished` (seconds since 1970) are None unless the container has ended."""
 
     __slots__ = ("exit_status", "finished", "status")
 
