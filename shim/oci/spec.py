@@ -378,8 +378,13 @@ def check(spec: Spec) -> None:
         if not mount.destination:
             raise InvalidSpec(f"mounts[{index}].destination", "empty")
     _check_namespaces(spec.linux.namespaces or ())
-    if spec.process is not None:
-        check_process(spec.process)
+
+
+def check_runnable(spec: Spec) -> None:
+    """Demands on the spec of a container that is to be created. Raises InvalidSpec."""
+    if spec.process is None:
+        raise InvalidSpec("process", "missing")
+    check_process(spec.process)
 
 
 def check_process(process: Process) -> None:

@@ -58,10 +58,13 @@ class Home(Protocol):
 
     config: Config
     loop: Loop
-    store: Store
     listener: Listener
     sandbox_id: str
     in_pod: bool
+
+    @property
+    def store(self) -> Store:
+        """The pod's state on disk."""
 
     @property
     def agent(self) -> AgentClient:
@@ -75,9 +78,8 @@ class Home(Protocol):
     def vcpus(self) -> int:
         """CPUs of the VM."""
 
-    @property
-    def netns(self) -> str:
-        """Host path of the pod's network namespace."""
+    def init_ended(self, container: Container) -> None:
+        """The container's init has ended, nobody was told yet."""
 
     def cgroup_of(self, container_id: str, spec: oci.Spec) -> Cgroup:
         """The container's cgroup on the host."""
@@ -394,6 +396,17 @@ class Container:
                 else:
                     self._ended(process, Exit.now(KILLED))
 
+    def kill_and_wait(self) -> None:
+        """End the container because its pod ends; back when its end was told."""
+        if not allows(self.init.status, "kill"):
+            return
+        try:
+            self.kill("", signal.SIGKILL, everything=True)
+        except errors.HakoError as exc:
+            self._home.log("debug", f"kill {self.id}: {exc}")
+        if not self.init.told.wait(EXEC_GRACE):
+            self._ended(self.init, Exit.now(KILLED))
+
     def _watch(self, process: GuestProcess) -> None:
         def answered(status: int | None, error: errors.HakoError | None) -> None:
             if status is not None:
@@ -409,6 +422,7 @@ class Container:
         if not process.take_end():
             return
         if process is self.init:
+            self._home.init_ended(self)
             self._end_execs()
             self.host.end_stub()
             self._check_memory(exit)

@@ -89,6 +89,20 @@ class Store:
     def _save(self) -> None:
         write_atomically(os.path.join(self.directory, STATE_FILE), json.dumps(self.state).encode())
 
+    def remove(self) -> None:
+        """The pod is gone: remove the files and the directory, if nothing else is left in it."""
+        for name in (STATE_FILE, LOCK_FILE):
+            try:
+                os.unlink(os.path.join(self.directory, name))
+            except FileNotFoundError:
+                pass
+        for directory in (self.directory, os.path.dirname(self.directory)):
+            try:
+                os.rmdir(directory)
+            except OSError:  # not empty: another pod of the namespace, or something that must be looked at
+                break
+        self.close()
+
     def close(self) -> None:
         """Give up the lock; the files stay."""
         if self._lock_fd >= 0:

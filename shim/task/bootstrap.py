@@ -24,6 +24,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     import socket
 
+    from shim.task import options
+
 VERSION = "0.1.0"
 ADDRESS_FILE = "address"  # containerd 1.x and CRI-O find the process again by it, in every container's bundle
 
@@ -138,7 +140,7 @@ def _become_daemon(
     invocation: flags.Invocation,
     sandbox_id: str,
     bundle: str,
-    given: object,
+    given: options.Options,
 ) -> None:
     """The child: cut off from the caller's descriptors, then the daemon until it ends. Never returns."""
     status = 1
@@ -149,7 +151,7 @@ def _become_daemon(
         _redirect_stdio(bundle)
         from shim.task import daemon
 
-        status = daemon.run(listener, path, invocation, sandbox_id, given)  # type: ignore[arg-type]
+        status = daemon.run(listener, path, invocation, sandbox_id, given)
     except BaseException as exc:  # noqa: BLE001 - a forked child must not return into the parent's code
         import traceback
 

@@ -1,0 +1,275 @@
+"""One pod: its machine and its containers.
+
+The engine's order: Create of the first container (the pause container of a pod, or the only one) boots the
+machine; further containers join; the machine ends when the first container is deleted or no container is
+left, not before, so that a container can be started again in a living pod. Owns: which container is the
+first, when the machine comes up and goes down, what its unexpected end means (every process has exited,
+137). Must not know: ttrpc, events, how a machine is built (builder.py).
+
+Thread-safe: each request runs in a thread of its own. `_building` is held while the machine comes up or
+goes down.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from typing import TYPE_CHECKING, Protocol
+
+from shim import errors, paths
+from shim.oci import grouping
+from shim.sandbox import plan as planning
+from shim.sandbox import stub
+from shim.sandbox.container import Container, Listener
+from shim.sandbox.hostside import Request
+from shim.sandbox.store import Store
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from socket import socket
+
+    from agent.linux.loop import Loop
+    from shim.agent_client import AgentClient
+    from shim.cgroups import Cgroup
+    from shim.config import Config
+    from shim.oci.spec import Spec
+    from shim.share.tree import ShareTree
+
+
+class Machine(Protocol):
+    """A VM that is up, with everything around it (builder.py)."""
+
+    agent: AgentClient
+    share: ShareTree
+    vcpus: int
+
+    def open_stream(self) -> tuple[socket, int]:
+        """A stream to the agent's stdio port and the port by which the agent knows it."""
+
+    def on_end(self, callback: Callable[[str], None]) -> None:
+        """Call `callback(reason)` once, in a thread of its own, when the machine or a daemon of it has
+        ended.
+        """
+
+    def rescan_network(self) -> None:
+        """Carry links that came since the boot into the machine."""
+
+    def close(self) -> None:
+        """End everything. Repeatable."""
+
+
+class Factory(Protocol):
+    """What makes a Machine and the cgroups around it; tests have their own."""
+
+    def plan(self, spec: Spec, bundle: str, sandbox_id: str, namespace: str) -> planning.SandboxPlan:
+        """The plan for the pod whose first container this is."""
+
+    def build(self, plan: planning.SandboxPlan, netns: str, store: Store) -> Machine:
+        """Boot it; `netns` is the host path of the pod's network namespace. Raises HakoError."""
+
+    def cgroup_of(self, container_id: str, spec: Spec) -> Cgroup:
+        """The cgroup of a container on the host."""
+
+
+class Sandbox:
+    """See the module. Implements container.Home."""
+
+    def __init__(
+        self,
+        sandbox_id: str,
+        namespace: str,
+        config: Config,
+        loop: Loop,
+        listener: Listener,
+        factory: Factory,
+        log: Callable[[str, str], None],
+    ) -> None:
+        self.sandbox_id = sandbox_id
+        self.namespace = namespace
+        self.config = config
+        self.loop = loop
+        self.listener = listener
+        self.log = log
+        self.in_pod = False
+        self.containers: dict[str, Container] = {}
+        self._factory = factory
+        self._building = threading.RLock()
+        self._guard = threading.Lock()
+        self._store: Store | None = None
+        self._plan: planning.SandboxPlan | None = None
+        self._machine: Machine | None = None
+        self._netns_fd = -1
+        self._end_reason = ""
+
+    def create(self, request: Request) -> int:
+        """Create a container, and the machine with the first one; its host pid. Raises HakoError."""
+        container = self._admit(request)
+        try:
+            container.prepare(self.netns)
+            self._ensure_machine()
+            return container.create_in_guest()
+        except BaseException:
+            container.discard()
+            self._dismiss(container)
+            raise
+
+    def start(self, container: Container) -> int:
+        """Start a container; links that its hooks or its engine added are carried in before."""
+        if container.id == self.sandbox_id and self._machine is not None:
+            self._machine.rescan_network()
+        return container.start()
+
+    def delete(self, container: Container) -> None:
+        """Delete a container; the machine too when it was the first or the last one."""
+        container.delete()
+        self._dismiss(container)
+
+    def find(self, container_id: str) -> Container:
+        """The container. Raises NotFound."""
+        try:
+            return self.containers[container_id]
+        except KeyError:
+            raise errors.NotFound("no such container", object=container_id) from None
+
+    def stop(self) -> None:
+        """End the machine and take away all that is on the host. Repeatable."""
+        with self._building:
+            machine, self._machine = self._machine, None
+            if machine is not None:
+                machine.close()
+            if self._netns_fd >= 0:
+                os.close(self._netns_fd)
+                self._netns_fd = -1
+            store, self._store = self._store, None
+            if store is not None:
+                store.remove()
+
+    def end(self) -> None:
+        """End the pod because its process ends: every process is told as ended, nothing is left on the
+        host.
+        """
+        if self.containers and not self._end_reason:
+            self._machine_ended("the pod process was asked to end")
+        self.stop()
+
+    # What containers need (container.Home).
+
+    @property
+    def agent(self) -> AgentClient:
+        """The agent. Raises Unavailable with the reason when the machine is not up."""
+        return self._up().agent
+
+    @property
+    def share(self) -> ShareTree:
+        """What the guest may see."""
+        return self._up().share
+
+    @property
+    def vcpus(self) -> int:
+        """CPUs of the machine."""
+        return self._up().vcpus
+
+    @property
+    def store(self) -> Store:
+        """The pod's state on disk."""
+        assert self._store is not None
+        return self._store
+
+    @property
+    def netns(self) -> str:
+        """Host path of the pod's network namespace."""
+        assert self._plan is not None
+        return self._plan.netns or f"/proc/{os.getpid()}/fd/{self._netns_fd}"
+
+    def cgroup_of(self, container_id: str, spec: Spec) -> Cgroup:
+        """The cgroup of a container on the host."""
+        return self._factory.cgroup_of(container_id, spec)
+
+    def open_stream(self) -> tuple[socket, int]:
+        """A stream to the agent."""
+        return self._up().open_stream()
+
+    def container_of_pid(self, pid: int) -> str | None:
+        """The container whose stub has this host pid."""
+        with self._guard:
+            return next((item.id for item in self.containers.values() if item.init.pid == pid), None)
+
+    def _up(self) -> Machine:
+        if self._machine is None or self._end_reason:
+            raise errors.Unavailable(self._end_reason or "the sandbox is not running", object=self.sandbox_id)
+        return self._machine
+
+    def _admit(self, request: Request) -> Container:
+        """Register a container; the first one brings the plan and the state file."""
+        with self._building:
+            if self._end_reason:
+                raise errors.Unavailable(self._end_reason, object=self.sandbox_id)
+            if request.id in self.containers:
+                raise errors.AlreadyExists("container exists already", object=request.id)
+            if self._plan is None:
+                self._prepare_first(request)
+            container = Container(self, request)
+            with self._guard:
+                self.containers[request.id] = container
+            return container
+
+    def _prepare_first(self, request: Request) -> None:
+        annotations = request.spec.annotations or {}
+        self.in_pod = grouping.role_of(annotations) != grouping.SINGLE
+        plan = self._factory.plan(request.spec, request.bundle, self.sandbox_id, self.namespace)
+        directory = paths.sandbox_dir(self.sandbox_id, self.namespace)
+        self._store = Store.create(directory, self.sandbox_id, self.namespace)
+        if not plan.netns:
+            self._netns_fd = stub.new_netns()
+        self._plan = plan
+
+    def _ensure_machine(self) -> None:
+        with self._building:
+            if self._machine is not None:
+                return
+            assert self._plan is not None
+            machine = self._factory.build(self._plan, self.netns, self.store)
+            self._machine = machine
+        machine.on_end(self._machine_ended)
+        self._await_oom(machine.agent)
+
+    def _dismiss(self, container: Container) -> None:
+        with self._guard:
+            self.containers.pop(container.id, None)
+            last = not self.containers
+        if container.id == self.sandbox_id and not last:
+            self._machine_ended("its sandbox was deleted")
+        if last or container.id == self.sandbox_id:
+            self.stop()
+        if last:
+            self._plan = None  # a later Create in this process starts anew
+            self._end_reason = ""
+
+    def init_ended(self, container: Container) -> None:
+        """The end of the pause container is the end of the pod: the others end first, and are told first."""
+        if not self.in_pod or container.id != self.sandbox_id:
+            return
+        with self._guard:
+            others = [item for item in self.containers.values() if item is not container]
+        for other in others:
+            other.kill_and_wait()
+
+    def _machine_ended(self, reason: str) -> None:
+        """Every process of the pod has ended with the machine; the pause container is told last."""
+        self._end_reason = reason
+        self.log("error", f"sandbox {self.sandbox_id}: {reason}")
+        with self._guard:
+            ended = sorted(self.containers.values(), key=lambda item: item.id == self.sandbox_id)
+        for container in ended:
+            container.machine_died()
+
+    def _await_oom(self, agent: AgentClient) -> None:
+        def told(container_id: str | None, error: errors.HakoError | None) -> None:
+            if container_id is None:
+                return
+            container = self.containers.get(container_id)
+            if container is not None:
+                container.report_oom()
+            agent.next_oom(told)
+
+        agent.next_oom(told)

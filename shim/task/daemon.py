@@ -1,0 +1,129 @@
+"""The pod process: one loop, one ttrpc server, one sandbox; from the fork in `start` until the engine says
+Shutdown.
+
+Owns: wiring, signals, the process's own end. Must not know: the methods (service.py), the VM
+(shim/sandbox). Called by bootstrap.py in the forked child; the loop runs in the main thread, each request
+in one of its own.
+
+It ends when the engine asks (Shutdown, no task left), upon SIGTERM (the pod is ended first), or by itself
+when nobody is connected and no task exists for a minute: an engine that died before its first Create never
+comes back for us.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from socket import socket
+from typing import TYPE_CHECKING
+
+from agent.linux.loop import Loop
+from agent.ttrpc.server import Server
+from shim import config as configuration
+from shim.log import Log
+from shim.sandbox.builder import HostFactory
+from shim.sandbox.sandbox import Sandbox
+from shim.task import autoremove
+from shim.task.events import Publisher
+from shim.task.service import SERVICES, TaskService
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from shim.task.flags import Invocation
+    from shim.task.options import Options
+
+IDLE = 60.0  # seconds without tasks and connections after which the process ends
+FLUSH = 0.05  # seconds between looks whether the last answers are out
+LAST_EVENTS = 3.0  # seconds for the engine to take the last events
+
+
+def run(listener: socket, path: str, invocation: Invocation, sandbox_id: str, options: Options) -> int:
+    """Serve until the end; the exit status. `path`: the socket's, removed at the end."""
+    config = configuration.load(options.config_path or None)
+    log = Log("debug" if invocation.debug else config.runtime.log_level)
+    daemon = Daemon(config, log, invocation, sandbox_id)
+    try:
+        daemon.serve(listener)
+    finally:
+        _unlink(path)
+        daemon.close()
+    return 0
+
+
+class Daemon:
+    """See the module."""
+
+    def __init__(
+        self, config: configuration.Config, log: Log, invocation: Invocation, sandbox_id: str
+    ) -> None:
+        self._log = log
+        self._loop = Loop(on_error=lambda exc: log("error", f"loop: {exc!r}"))
+        address = os.environ.get("TTRPC_ADDRESS", "")
+        self._publisher = Publisher(address, invocation.namespace, log)
+        self._service = TaskService(self._publisher, log, self._end_soon)
+        self._sandbox = Sandbox(
+            sandbox_id,
+            invocation.namespace,
+            config,
+            self._loop,
+            autoremove.Listener(self._service, self._end_soon),
+            HostFactory(config, log),
+            log,
+        )
+        self._service.sandbox = self._sandbox
+        methods = self._service.methods()
+        self._server = Server(
+            self._loop,
+            dict.fromkeys(SERVICES, methods),
+            on_error=lambda exc, call: log("error", f"{call}: {exc!r}"),
+            executor=_in_thread,
+        )
+
+    def serve(self, listener: socket) -> None:
+        """Run the loop until somebody stops it."""
+        signal.signal(signal.SIGTERM, lambda *_: _in_thread(self._terminate))
+        for ignored in (signal.SIGINT, signal.SIGHUP):
+            signal.signal(ignored, signal.SIG_IGN)
+        self._server.listen(listener)
+        self._loop.call_later(IDLE, self._end_if_idle)
+        self._loop.run()
+
+    def close(self) -> None:
+        """End what is left and tell the engine the last events."""
+        self._sandbox.end()
+        self._publisher.close(LAST_EVENTS)
+        self._server.close()
+
+    def _end_soon(self) -> None:
+        """Stop once the answers are out; from any thread."""
+        self._loop.call_threadsafe(lambda: self._loop.call_soon(self._end_when_flushed))
+
+    def _end_when_flushed(self) -> None:
+        if self._server.unsent:
+            self._loop.call_later(FLUSH, self._end_when_flushed)
+        elif not self._sandbox.containers:
+            self._loop.stop()
+
+    def _end_if_idle(self) -> None:
+        if not self._sandbox.containers and not self._server.connections:
+            self._loop.stop()
+        else:
+            self._loop.call_later(IDLE, self._end_if_idle)
+
+    def _terminate(self) -> None:
+        self._log("info", "SIGTERM: the pod is ended")
+        self._sandbox.end()
+        self._loop.stop()
+
+
+def _in_thread(function: Callable[[], None]) -> None:
+    threading.Thread(target=function, name="hako-request", daemon=True).start()
+
+
+def _unlink(path: str) -> None:
+    try:
+        os.unlink(path)
+    except FileNotFoundError:
+        pass
