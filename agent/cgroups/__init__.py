@@ -6,7 +6,8 @@ file system in agent/linux/cgroupfs.py.
 
 The agent itself lives in a leaf of its own (agent/init.py), so that controllers can be passed down from the
 root. A container with a cgroup namespace sees its cgroup as the root and may make children below;
-everything here that concerns processes includes them."""
+everything here that concerns processes includes them.
+"""
 
 from __future__ import annotations
 
@@ -171,7 +172,8 @@ class Cgroup:
         """Move a process here. Raises StepError.
 
         A container that has split its cgroup leaves no room for processes at the top (EBUSY); then the
-        process goes where `beside` is (a pid of the container; default: any of its processes)."""
+        process goes where `beside` is (a pid of the container; default: any of its processes).
+        """
         try:
             self._add(pid, beside)
         except OSError as error:

@@ -4,7 +4,8 @@ Owns: which file goes into which field. Kata's message is made for cgroup v1; wh
 in `memory_stats.stats`: every key of memory.stat, and "events.KEY" for memory.events, "swap.peak" and
 "swap.events.KEY". CPU times are nanoseconds as in v1 (v2's microseconds times 1000, so nothing is lost on
 the way back). "max" is 2^64 - 1. HugetlbStats has no limit: `max_usage` carries it. Called by agent/cgroups
-alone."""
+alone.
+"""
 
 from __future__ import annotations
 

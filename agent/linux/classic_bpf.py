@@ -4,7 +4,8 @@ Owns: instruction encoding, labels, and jumps farther than the 255 instructions 
 span. Knows nothing of system calls or of seccomp's actions. Called by agent/seccomp.py.
 
 A program is written from its end to its beginning: a jump can only go forward, so every target exists when
-the jump is written and its distance is known at once."""
+the jump is written and its distance is known at once.
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
 """A classic BPF machine: runs a seccomp filter over a made-up system call.
 
 Owns: decoding struct sock_filter and executing the instructions that seccomp allows and we or libseccomp
-use. Used by tests which compare two filters without installing either."""
+use. Used by tests which compare two filters without installing either.
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
 """libseccomp by ctypes, driven the way runc drives it: the oracle for our own compiler.
 
 Owns: turning an OCI seccomp profile into libseccomp calls and exporting the resulting filter. The rules of
-this translation (what is skipped, what is split) are runc's, from its documentation and behaviour."""
+this translation (what is skipped, what is split) are runc's, from its documentation and behaviour.
+"""
 
 from __future__ import annotations
 
