@@ -7,6 +7,7 @@ matter) and by tests; never by the agent, hence `threading` is imported late.
 from __future__ import annotations
 
 import select
+import sys
 import time
 from _thread import allocate_lock
 
@@ -36,7 +37,7 @@ class ConnectionClosed(OSError):
 
 
 class Client:
-    """See the module. `on_error` gets what a `done` callback raises (else threading.excepthook)."""
+    """See the module. `on_error` gets what a `done` callback raises (else sys.excepthook)."""
 
     def __init__(self, sock: socket, on_error: Callable[[Exception], None] | None = None) -> None:
         sock.settimeout(None)
@@ -212,10 +213,11 @@ class Client:
     def _finish(self, waiting: _Waiting, message: Any, exc: Exception | None) -> None:
         try:
             waiting.done(message, exc)
-        except Exception as failure:
+        except Exception as failure:  # noqa: BLE001 - one broken callback must not cost the others their answers
             if self._on_error is None:
-                raise
-            self._on_error(failure)
+                sys.excepthook(type(failure), failure, failure.__traceback__)
+            else:
+                self._on_error(failure)
 
 
 class _Waiting:

@@ -1,7 +1,7 @@
 """One accepted ttrpc connection: non-blocking frames in and out, in bounded memory. No services here.
 
-Used by server.py. A peer that does not read its answers is first not read from any more (above OUTPUT_HIGH),
-and dropped when what others still answer it goes over OUTPUT_MAX; other connections never notice.
+Used by server.py. A peer that does not read its answers is not listened to any more (above OUTPUT_HIGH), and
+is dropped when late answers to its earlier requests take it over OUTPUT_MAX; other connections never notice.
 """
 
 from __future__ import annotations
@@ -12,10 +12,13 @@ from agent.ttrpc.frames import Decoder, encode
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from _socket import socket
+    from collections import deque
     from collections.abc import Callable
 
     from agent.linux.loop import Loop
     from agent.ttrpc.frames import Frame
+else:
+    from _collections import deque
 
 OUTPUT_HIGH = 1 << 20
 OUTPUT_MAX = 32 << 20
@@ -37,6 +40,7 @@ class Connection:
         self._on_closed = on_closed
         self._decoder = Decoder()
         self._output = bytearray()
+        self._backlog: deque[Frame] = deque()
         self._events = READABLE
         self.closed = False
         loop.add(self._fd, READABLE, self._ready)
@@ -58,6 +62,7 @@ class Connection:
         self._loop.remove(self._fd)
         self._sock.close()
         self._output.clear()
+        self._backlog.clear()
         self._on_closed()
 
     @property
@@ -68,6 +73,7 @@ class Connection:
     def _ready(self, events: int) -> None:
         if events & WRITABLE:
             self._flush()
+            self._deliver()
         if events & (READABLE | HANGUP | ERROR) and not self.closed:
             self._read()
 
@@ -81,10 +87,13 @@ class Connection:
         if not data:
             self.close()
             return
-        for frame in self._decoder.feed(data):
-            self._on_frame(frame)
-            if self.closed:
-                return
+        self._backlog.extend(self._decoder.feed(data))
+        self._deliver()
+
+    def _deliver(self) -> None:
+        """Frames to their consumer, until it has answered more than the peer reads."""
+        while self._backlog and not self.closed and len(self._output) <= OUTPUT_HIGH:
+            self._on_frame(self._backlog.popleft())
 
     def _flush(self) -> None:
         try:
