@@ -273,8 +273,8 @@ def test_light_form_imports_no_heavy_module() -> None:
 import sys
 sys.path[:0] = sys.argv[1:]
 from agent.api import agent_pb2, health_pb2, any_pb2, timestamp_pb2
-heavy = {"typing", "datetime", "threading", "re", "google.protobuf.descriptor_pool", "google.protobuf.descriptor",
-         "google.protobuf.internal.well_known_types"}
+heavy = {"typing", "datetime", "threading", "re", "google.protobuf.descriptor_pool",
+         "google.protobuf.descriptor", "google.protobuf.internal.well_known_types"}
 print(sorted(heavy & set(sys.modules)))
 """
     site = str(Path(__import__("google.protobuf").__path__[0]).parent)
