@@ -87,9 +87,8 @@ def _wants_help(argv: list[str], ends_at_first_word: bool, names: set[str]) -> b
 
 
 def _load(name: str) -> ModuleType:
-    import importlib
-
-    return importlib.import_module(name)
+    __import__(name)
+    return sys.modules[name]
 
 
 def _overview() -> str:

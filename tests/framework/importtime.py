@@ -33,7 +33,8 @@ def loaded_by(
         env={"PATH": os.environ["PATH"], **(env or {})},
         cwd=cwd,
         capture_output=True,
-        text=True,
+        encoding="utf-8",
+        errors="replace",  # `delete` answers in protobuf
         timeout=60,
         check=False,
     )

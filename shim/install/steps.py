@@ -1,0 +1,36 @@
+"""What a user of `make` sees: the steps, one line each, with the time they took.
+
+Owns: those lines. On a terminal the step that is going on is shown too; in a log only what is done.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+BLINK = 0.5  # seconds: a step that took less had nothing to do
+WIDTH = 28
+Result = TypeVar("Result")
+
+
+def step(name: str, action: Callable[[], Result]) -> Result:
+    """Do it and say how long it took, unless that was a blink."""
+    begin = time.monotonic()
+    if sys.stdout.isatty():
+        print(f"{name} ...", end="", flush=True)
+    try:
+        result = action()
+    finally:
+        if sys.stdout.isatty():
+            print("\r\x1b[K", end="", flush=True)
+    took = time.monotonic() - begin
+    if took >= BLINK:
+        line(name, took)
+    return result
+
+
+def line(name: str, seconds: float) -> None:
+    """One line of the list."""
+    print(f"{name:<{WIDTH}} {seconds:6.1f} s", flush=True)
