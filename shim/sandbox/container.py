@@ -104,13 +104,15 @@ class Container:
         self.request = request
         self.init = GuestProcess(request.id, "", request.names, request.spec.process)
         self.execs: dict[str, GuestProcess] = {}
-        self.oom_reported = False
         self.host = HostSide(request, home.store, run_hooks=home.config.runtime.host_hooks)
         self._home = home
         self._verbs = threading.RLock()
         self._guard = threading.Lock()
         self._undo = ExitStack()
         self._in_guest = False
+        self._oom_lock = threading.Lock()
+        self._oom_noticed = False
+        self._oom_told = False
 
     def prepare(self, netns: str) -> None:
         """The host's side. Raises HakoError; nothing is left then. `netns`: host path of the namespace."""
@@ -425,7 +427,8 @@ class Container:
             self._home.init_ended(self)
             self._end_execs()
             self.host.end_stub()
-            self._check_memory(exit)
+            if self._ran_out_of_memory(exit):
+                self._tell_oom()
         process.announced.wait(EXEC_GRACE)
         process.finish(exit)
         if tell:
@@ -448,34 +451,38 @@ class Container:
             if not process.told.wait(EXEC_GRACE):
                 self._ended(process, Exit.now(KILLED))
 
-    def _check_memory(self, exit: Exit) -> None:
-        """Report an out-of-memory kill that the guest's own event did not bring in time."""
-        if exit.status != KILLED or self.oom_reported or not self._in_guest:
-            return
-        try:
-            answer = self._home.agent.call(
-                "StatsContainer",
-                agent_pb2.StatsContainerRequest(container_id=self.id),
-                agent_pb2.StatsContainerResponse,
-                OOM_QUERY,
-            )
-        except errors.HakoError:
-            return
-        if answer.cgroup_stats.memory_stats.events["oom_kill"]:
-            self.report_oom()
+    def note_oom(self) -> None:
+        """The guest tells of an out-of-memory kill. Does not block."""
+        self._oom_noticed = True
+        _in_thread(self._tell_oom)
 
-    def report_oom(self) -> None:
-        """An out-of-memory kill in this container; told once, and left as a file for CRI-O."""
-        with self._guard:
-            if self.oom_reported:
-                return
-            self.oom_reported = True
+    def _ran_out_of_memory(self, exit: Exit) -> bool:
+        """Whether it did; the guest is asked, because its own event may come later than the exit."""
+        if self._oom_noticed:
+            return True
+        if exit.status != KILLED or not self._in_guest:
+            return False
+        request = agent_pb2.StatsContainerRequest(container_id=self.id)
         try:
-            with open(os.path.join(self.bundle, "oom"), "ab"):
-                pass
-        except OSError as exc:
-            self._home.log("warn", f"oom file of {self.id}: {exc}")
-        self._home.listener.out_of_memory(self)
+            reply = agent_pb2.StatsContainerResponse
+            stats = self._home.agent.call("StatsContainer", request, reply, OOM_QUERY)
+        except errors.HakoError:
+            return False
+        return stats.cgroup_stats.memory_stats.events["oom_kill"] > 0
+
+    def _tell_oom(self) -> None:
+        """Tell it once, after the start and before the exit; for CRI-O, leave a file in the bundle."""
+        self.init.announced.wait(EXEC_GRACE)
+        with self._oom_lock:
+            if self._oom_told:
+                return
+            self._oom_told = True
+            try:
+                with open(os.path.join(self.bundle, "oom"), "ab"):
+                    pass
+            except OSError as exc:
+                self._home.log("warn", f"oom file of {self.id}: {exc}")
+            self._home.listener.out_of_memory(self)
 
     def _close_later(self, relay: Relay) -> None:
         """A stream that something else in the guest holds open ends some time after the container."""

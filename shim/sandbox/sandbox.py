@@ -269,7 +269,7 @@ class Sandbox:
                 return
             container = self.containers.get(container_id)
             if container is not None:
-                container.report_oom()
+                container.note_oom()
             agent.next_oom(told)
 
         agent.next_oom(told)

@@ -1,0 +1,229 @@
+"""A private containerd for tests: own root, state, sockets and shim; nothing of the machine's own engine is
+touched.
+
+    with Containerd(tmp) as engine:
+        engine.import_busybox()
+        result = engine.ctr("run", "--rm", "--runtime", HAKO, REFERENCE, "c1", "echo", "hi")
+
+HAKO_TEST_CONTAINERD names another containerd's directory (containerd, ctr, containerd-shim-runc-v2), for
+2.x. The directory of a test should be short: sockets live below it (107 bytes).
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from tests.framework import ociimage
+
+HAKO = "io.containerd.hako.v2"
+RUNC = "io.containerd.runc.v2"
+ROOT = Path(__file__).resolve().parents[2]
+CONFIG = """version = 2 root = "{dir}/root" state = "{dir}/state" disabled_plugins =
+["io.containerd.grpc.v1.cri", "io.containerd.internal.v1.opt", "io.containerd.tracing.processor.v1.otlp",
+                    "io.containerd.snapshotter.v1.btrfs", "io.containerd.snapshotter.v1.zfs",
+                    "io.containerd.nri.v1.nri"]
+[grpc]
+  address = "{dir}/c.sock"
+[debug]
+  level = "debug"
+"""
+LAUNCHER = """#!{python} -IS
+import sys
+sys.path[:0] = {path!r}
+from shim.task import bootstrap
+sys.exit(bootstrap.main())
+"""
+Result = subprocess.CompletedProcess[bytes]
+
+
+def binary(name: str) -> str:
+    """Path of containerd, ctr or a shim: from HAKO_TEST_CONTAINERD or the machine's packages."""
+    directory = os.environ.get("HAKO_TEST_CONTAINERD")
+    found = shutil.which(name, path=directory) if directory else shutil.which(name)
+    if found is None:
+        raise FileNotFoundError(f"{name}: apt-get install containerd, or set HAKO_TEST_CONTAINERD")
+    return found
+
+
+def write_launcher(directory: Path) -> Path:
+    """The shim's binary as an installation would write it, running this checkout."""
+    path = directory / "containerd-shim-hako-v2"
+    site = next(entry for entry in sys.path if entry.endswith("site-packages"))
+    python = ROOT / ".venv/bin/python"
+    path.write_text(LAUNCHER.format(python=python, path=[str(ROOT), site]))
+    path.chmod(0o755)
+    return path
+
+
+class Containerd:
+    """One containerd process in its own directory; `state_dir` is what hako keeps of its pods
+    (HAKO_STATE_DIR).
+    """
+
+    def __init__(self, directory: Path, environment: dict[str, str] | None = None) -> None:
+        self.directory = directory
+        self.address = str(directory / "c.sock")
+        self.state_dir = directory / "h"
+        self.bin_dir = directory / "bin"
+        self.log_file = directory / "containerd.log"
+        self._environment = environment or {}
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> Containerd:
+        self.bin_dir.mkdir(parents=True, exist_ok=True)
+        write_launcher(self.bin_dir)
+        (self.directory / "config.toml").write_text(CONFIG.format(dir=self.directory))
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.remove_everything()
+        self.stop()
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What containerd and its shims run with."""
+        path = os.environ.get("HAKO_TEST_CONTAINERD", "")
+        return {
+            **os.environ,
+            "PATH": f"{self.bin_dir}:{path}:{os.environ['PATH']}",
+            "HAKO_STATE_DIR": str(self.state_dir),
+            **self._environment,
+        }
+
+    @property
+    def pid(self) -> int:
+        """containerd's process id."""
+        assert self._process is not None
+        return self._process.pid
+
+    def start(self) -> None:
+        """Start containerd and wait until it answers."""
+        with self.log_file.open("ab") as log:
+            self._process = subprocess.Popen(
+                [binary("containerd"), "--config", str(self.directory / "config.toml")],
+                stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=self.environment,
+            )  # fmt: skip
+        deadline = time.monotonic() + 30
+        while self.ctr("version", timeout=10, check=False).returncode:
+            if self._process.poll() is not None or time.monotonic() > deadline:
+                raise RuntimeError(f"containerd does not answer:\n{self.log_tail()}")
+            time.sleep(0.05)
+
+    def stop(self, number: int = signal.SIGTERM) -> None:
+        """End containerd (not its shims)."""
+        process, self._process = self._process, None
+        if process is not None:
+            process.send_signal(number)
+            process.wait(20)
+
+    def restart(self, number: int = signal.SIGKILL) -> None:
+        """End containerd hard and start it again."""
+        self.stop(number)
+        self.start()
+
+    def ctr(
+        self, *arguments: str, timeout: float = 60, check: bool = True, input: bytes | None = None
+    ) -> Result:
+        """Run ctr; with `check`, a failure raises with its stderr and containerd's log."""
+        argv = [binary("ctr"), "--address", self.address, *arguments]
+        result = subprocess.run(
+            argv, input=input, stdin=None if input is not None else subprocess.DEVNULL,
+            capture_output=True, timeout=timeout, env=self.environment, check=False,
+        )  # fmt: skip
+        if check and result.returncode:
+            raise AssertionError(
+                f"{' '.join(argv)} -> {result.returncode}\n{result.stdout.decode(errors='replace')}"
+                f"{result.stderr.decode(errors='replace')}\n{self.log_tail()}"
+            )
+        return result
+
+    def popen(self, *arguments: str, **options: Any) -> subprocess.Popen[bytes]:
+        """ctr in the background, with pipes."""
+        argv = [binary("ctr"), "--address", self.address, *arguments]
+        pipes: dict[str, Any] = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+        return subprocess.Popen(argv, env=self.environment, **(pipes | options))
+
+    def import_busybox(self) -> str:
+        """Import the test image; its reference."""
+        archive = ociimage.archive(self.directory / "busybox.tar")
+        self.ctr("image", "import", str(archive))
+        return ociimage.REFERENCE
+
+    def tasks(self) -> dict[str, str]:
+        """Id -> status of every task."""
+        lines = self.ctr("task", "ls").stdout.decode().splitlines()[1:]
+        return {line.split()[0]: line.split()[2] for line in lines}
+
+    def containers(self) -> list[str]:
+        """Ids of all containers."""
+        return self.ctr("container", "ls", "-q").stdout.decode().split()
+
+    def remove_everything(self) -> None:
+        """Kill and delete all tasks and containers, whatever state they are in."""
+        for task in self.tasks():
+            self.ctr("task", "kill", "-s", "SIGKILL", "-a", task, check=False)
+            self.ctr("task", "delete", "-f", task, check=False)
+        for container in self.containers():
+            self.ctr("container", "delete", container, check=False)
+
+    def log_tail(self, lines: int = 40) -> str:
+        """The end of containerd's log (shims' logs are in it)."""
+        return "\n".join(self.log_file.read_text(errors="replace").splitlines()[-lines:])
+
+    def leftovers(self) -> list[str]:
+        """What the deleted pods left: processes, mounts, files, cgroups; empty if all is well."""
+        found = [f"file {path}" for path in self.state_dir.rglob("*") if not path.is_dir()]
+        found += [f"directory {path}" for path in (self.state_dir / "pods").glob("*/*")]
+        mounts = Path("/proc/self/mountinfo").read_text().splitlines()
+        ours = (f" {self.directory}/state/io.containerd.run", f" {self.state_dir}/")
+        found += [f"mount {line.split()[4]}" for line in mounts if any(mark in line for mark in ours)]
+        found += [f"process {pid}: {command}" for pid, command in self.processes()]
+        return found
+
+    def processes(self) -> list[tuple[int, str]]:
+        """Our processes but containerd itself: those whose environment or arguments name this directory."""
+        mark = str(self.directory).encode()
+        known = {os.getpid(), self._process.pid if self._process is not None else 0}
+        found = []
+        for entry in Path("/proc").iterdir():
+            if not entry.name.isdigit() or int(entry.name) in known:
+                continue
+            try:
+                command = (entry / "cmdline").read_bytes()
+                named = mark in command or mark in (entry / "environ").read_bytes()
+            except OSError:
+                continue
+            if named:
+                found.append((int(entry.name), command.replace(b"\0", b" ").decode(errors="replace")))
+        return found
+
+    def assert_nothing_left(self, timeout: float = 10) -> None:
+        """Fail with a list of what is left after `timeout` seconds."""
+        deadline = time.monotonic() + timeout
+        while (found := self.leftovers()) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        assert not found, "\n".join(found)
+
+
+@contextmanager
+def short_directory() -> Iterator[Path]:
+    """A directory with a short name for sockets, removed at the end."""
+    directory = Path(tempfile.mkdtemp(prefix="hk", dir="/tmp"))
+    try:
+        yield directory
+    finally:
+        for line in reversed(Path("/proc/self/mountinfo").read_text().splitlines()):
+            if line.split()[4].startswith(f"{directory}/"):
+                subprocess.run(["umount", "-l", line.split()[4]], check=False)
+        shutil.rmtree(directory, ignore_errors=True)
