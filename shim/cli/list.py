@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from shim.cli import registry, status
+from shim.byhand import registry
+from shim.cli import status
 from shim.cli.options import Option
 
 TYPE_CHECKING = False

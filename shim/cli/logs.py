@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 
-from shim.cli import crilog, registry, status, values
+from shim.byhand import registry
+from shim.cli import crilog, status, values
 from shim.cli.options import Option, UsageError
 
 TYPE_CHECKING = False

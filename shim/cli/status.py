@@ -10,12 +10,12 @@ from __future__ import annotations
 import os
 
 from shim import paths
-from shim.cli import registry
+from shim.byhand import aftercare, registry
 from shim.errors import HakoError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from shim.cli.registry import Container
+    from shim.byhand.registry import Container
     from shim.cli.task import Task
 
 STARTING, CREATED, RUNNING, PAUSED = "starting", "created", "running", "paused"
@@ -41,9 +41,9 @@ class State:
 
 def of(container: Container) -> State:
     """The state now. Asks the pod's process only if it lives."""
-    ended = registry.read_json(container.file(registry.EXIT))
+    ended = aftercare.exit_of(container)
     if ended is not None:
-        return State(EXITED, int(ended["exit_status"]), float(ended["exited_at"]))
+        return State(EXITED, *ended)
     if not process_lives(container):
         return State(STARTING if registry.is_locked(container) else DEAD)
     try:

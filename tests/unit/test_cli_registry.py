@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from shim.cli import registry, status
+from shim.byhand import registry
+from shim.cli import status
 from shim.errors import AlreadyExists, NotFound
 
 

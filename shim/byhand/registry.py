@@ -125,14 +125,22 @@ def all() -> list[Container]:
         ids = os.listdir(containers_root())
     except FileNotFoundError:
         return []
-    found = (_load(container_id) for container_id in ids)
+    found = (load(container_id) for container_id in ids)
     return sorted((c for c in found if c is not None), key=lambda c: (c.created, c.id))
+
+
+def load(container_id: str) -> Container | None:
+    """The container with this id, if it has a whole record."""
+    fields = read_json(os.path.join(containers_root(), container_id, RECORD))
+    if fields is None or fields.get("id") != container_id:
+        return None
+    return Container(**fields)
 
 
 def find(reference: str) -> Container:
     """The container with this name, id or unique beginning of an id. Raises NotFound."""
     by_name = _id_of_name(reference) if _is_component(reference) else ""
-    container = _load(by_name or reference) if _is_component(reference) else None
+    container = load(by_name or reference) if _is_component(reference) else None
     if container is not None:
         return container
     matches = [c for c in all() if reference and c.id.startswith(reference)]
@@ -200,13 +208,6 @@ def _id_of_name(name: str) -> str:
         return os.readlink(os.path.join(names_root(), name))
     except OSError:
         return ""
-
-
-def _load(container_id: str) -> Container | None:
-    fields = read_json(os.path.join(containers_root(), container_id, RECORD))
-    if fields is None or fields.get("id") != container_id:
-        return None
-    return Container(**fields)
 
 
 def _is_component(text: str) -> bool:
