@@ -1,0 +1,238 @@
+"""What the engine sees when the VM dies, the guest misbehaves or a step of Create fails."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from agent.ttrpc import status
+from agent.ttrpc.status import RpcError
+from shim.errors import BootError
+from shim.task.api import task_pb2
+from tests.framework.containerd import short_directory
+from tests.framework.taskpod import Pod, alive
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: network namespaces and cgroups")
+
+TYPE = "io.kubernetes.cri.container-type"
+GROUP = {"io.kubernetes.cri.sandbox-id": "pod1"}
+SANDBOX = {"annotations": {TYPE: "sandbox", **GROUP}}
+MEMBER = {"annotations": {TYPE: "container", **GROUP}}
+
+
+@pytest.fixture
+def pod() -> Iterator[Pod]:
+    """A pod process with a fake guest."""
+    with short_directory() as directory:
+        pod = Pod(directory)
+        yield pod
+        pod.close()
+
+
+def mounts_of(directory: Path) -> list[str]:
+    """Mount points below a directory."""
+    lines = Path("/proc/self/mountinfo").read_text().splitlines()
+    return [line.split()[4] for line in lines if line.split()[4].startswith(f"{directory}/")]
+
+
+def start_in_vain(pod: Pod) -> None:
+    """A Start that is refused in the end."""
+    with pytest.raises(RpcError):
+        pod.call("Start", id="pod1")
+
+
+def assert_gone(pod: Pod) -> None:
+    """Nothing of the pod is left on the host."""
+    assert not mounts_of(pod.directory)
+    assert not list((pod.directory / "state/pods").glob("*/*"))
+
+
+@pytest.mark.parametrize("state", ["created", "running", "paused"])
+def test_the_end_of_the_vm_ends_every_process(pod: Pod, state: str) -> None:
+    """QEMU killed in any state: Wait answers 137, an exit is told once, State is STOPPED, Delete works."""
+    pid = pod.create("pod1", "sleep")
+    if state != "created":
+        pod.call("Start", id="pod1")
+    if state == "paused":
+        pod.call("Pause", id="pod1")
+    pod.machine.die()
+    assert pod.call("Wait", id="pod1", timeout=5).exit_status == 137
+    assert pod.call("State", id="pod1").status == task_pb2.STOPPED
+    assert not alive(pid)
+    assert pod.call("Delete", id="pod1").exit_status == 137
+    pod.events.wait_for("delete")
+    assert pod.events.topics().count("exit") == 1
+    assert_gone(pod)
+
+
+def test_the_end_of_the_vm_is_told_for_execs_first(pod: Pod) -> None:
+    """Running execs end with 137 before their container; one that was only added can still be deleted."""
+    pod.run("pod1", "sleep")
+    pod.exec("pod1", "e1", "sleep")
+    pod.exec("pod1", "e2", "sleep")
+    pod.call("Start", id="pod1", exec_id="e1")
+    pod.machine.die()
+    assert pod.call("Wait", id="pod1", timeout=5).exit_status == 137
+    pod.events.wait_for("exit", 2)
+    exits = [(m.id, m.exit_status) for topic, m in pod.events.received if topic == "/tasks/exit"]
+    assert exits == [("e1", 137), ("pod1", 137)]
+    for exec_id in ("e1", "e2"):
+        pod.call("Delete", id="pod1", exec_id=exec_id)
+
+
+def test_a_pending_wait_ends_with_the_vm(pod: Pod) -> None:
+    """A Wait that was there before the VM died answers too."""
+    pod.run("pod1", "sleep")
+    got: list[Any] = []
+    waiter = threading.Thread(target=lambda: got.append(pod.call("Wait", id="pod1").exit_status))
+    waiter.start()
+    time.sleep(0.1)
+    pod.machine.die()
+    waiter.join(5)
+    assert got == [137]
+
+
+def test_output_before_the_death_arrives_and_ends(pod: Pod) -> None:
+    """What the process had written reaches the client, whose fifo then ends."""
+    out = pod.output("out")
+    pod.run("pod1", "sleep", stdout=out.path)
+    pod.guest.processes["pod1", "pod1"].write(b"last words")
+    pod.machine.die()
+    assert out.read_all() == b"last words"
+
+
+def test_verbs_after_the_death_are_refused_with_its_reason(pod: Pod) -> None:
+    """Exec and Stats of a dead pod fail with a code, not with a time-out."""
+    pod.run("pod1", "sleep")
+    pod.machine.die()
+    pod.call("Wait", id="pod1")
+    for method in ("Stats", "Pause"):
+        with pytest.raises(RpcError) as caught:
+            pod.call(method, id="pod1")
+        assert caught.value.code == status.FAILED_PRECONDITION
+
+
+def test_a_boot_that_fails_says_why_and_leaves_nothing(pod: Pod) -> None:
+    """The guest's last lines reach the engine; no mount, stub or state stays; the same id works next time."""
+    panic = "Kernel panic: no init"
+    pod.factory.fail = BootError("boot", "no hello", console_tail=panic, vmm_stderr="qemu: bad")
+    with pytest.raises(RpcError, match=r"Kernel panic: no init.*qemu: bad") as caught:
+        pod.create("pod1", "sleep")
+    assert caught.value.code == status.UNAVAILABLE
+    assert_gone(pod)
+    with pytest.raises(RpcError):
+        pod.call("State", id="pod1")
+    pod.factory.fail = None
+    pod.run("pod1", "exit", "0")
+    assert pod.call("Wait", id="pod1").exit_status == 0
+
+
+def test_a_create_that_the_guest_refuses_leaves_nothing(pod: Pod) -> None:
+    """The guest's words and code reach the engine; the root filesystem is unmounted; nothing is told."""
+    source = pod.directory / "src"
+    (source / "bin").mkdir(parents=True)
+    mount = {"type": "bind", "source": str(source), "options": ["rbind", "rw"]}
+    pod.run("pod1", "sleep", spec=SANDBOX)
+    pod.guest.refuse["CreateContainer"] = RpcError(status.INVALID_ARGUMENT, "no such file: /bin/nope")
+    with pytest.raises(RpcError, match="/bin/nope") as caught:
+        pod.create("c2", "nope", rootfs=[mount], spec=MEMBER)
+    assert caught.value.code == status.INVALID_ARGUMENT
+    assert not mounts_of(pod.directory / "b")
+    pod.events.wait_for("start")
+    assert pod.events.topics() == ["create", "start"]
+    assert "c2" not in pod.machine.share.entries
+
+
+def test_the_root_filesystem_is_mounted_and_unmounted(pod: Pod) -> None:
+    """CreateTaskRequest.rootfs appears at bundle/rootfs for the share and is gone after Delete."""
+    source = pod.directory / "src"
+    (source / "bin").mkdir(parents=True)
+    mount = {"type": "bind", "source": str(source), "options": ["rbind", "rw"]}
+    pod.run("pod1", "sleep", rootfs=[mount])
+    rootfs = pod.directory / "b/pod1/rootfs"
+    assert mounts_of(pod.directory / "b") == [str(rootfs)] and (rootfs / "bin").is_dir()
+    assert pod.machine.share.entries["pod1"] == [str(rootfs)]
+    pod.call("Kill", id="pod1", signal=9)
+    pod.call("Wait", id="pod1")
+    pod.call("Delete", id="pod1")
+    assert_gone(pod)
+
+
+def test_a_guest_that_never_answers_does_not_block_kill_and_state(pod: Pod) -> None:
+    """While Start hangs in the guest, State, Pids and Connect answer at once, and Kill ends the container."""
+    pod.create("pod1", "sleep")
+    pod.guest.silent.add("StartContainer")
+    starter = threading.Thread(target=start_in_vain, args=(pod,))
+    starter.start()
+    time.sleep(0.1)
+    began = time.monotonic()
+    pod.call("State", id="pod1")
+    pod.call("Pids", id="pod1")
+    pod.call("Connect", id="pod1")
+    assert time.monotonic() - began < 1
+    pod.call("Kill", id="pod1", signal=9)
+    starter.join(10)
+    assert pod.call("Wait", id="pod1", timeout=8).exit_status == 137
+
+
+def test_the_pause_container_takes_the_others_with_it(pod: Pod) -> None:
+    """The others' exits are told before the sandbox container's; all can be deleted, then the VM goes."""
+    pod.run("pod1", "sleep", spec=SANDBOX)
+    for name in ("c1", "c2"):
+        pod.run(name, "sleep", spec=MEMBER)
+    pod.call("Kill", id="pod1", signal=9)
+    pod.events.wait_for("exit", 3)
+    exits = [message.id for topic, message in pod.events.received if topic == "/tasks/exit"]
+    assert sorted(exits[:2]) == ["c1", "c2"] and exits[2] == "pod1"
+    for name in ("c1", "c2", "pod1"):
+        pod.call("Delete", id=name)
+    assert pod.machine.closed
+    assert_gone(pod)
+
+
+def test_a_container_restarts_in_a_living_pod(pod: Pod) -> None:
+    """Deleting the last member leaves the VM; the same id can be created again in the same VM."""
+    pod.run("pod1", "sleep", spec=SANDBOX)
+    for _ in range(2):
+        pod.run("c1", "exit", "3", spec=MEMBER)
+        assert pod.call("Wait", id="c1").exit_status == 3
+        pod.call("Delete", id="c1")
+    assert len(pod.factory.machines) == 1 and not pod.machine.closed
+
+
+def test_a_host_network_is_refused(pod: Pod) -> None:
+    """A spec without a network namespace asks for the host's: refused at Create, clearly."""
+    linux = {"linux": {"namespaces": [{"type": "pid"}, {"type": "mount"}]}}
+    with pytest.raises(RpcError, match="host's network") as caught:
+        pod.create("pod1", "sleep", spec=linux)
+    assert caught.value.code == status.UNIMPLEMENTED
+    assert_gone(pod)
+
+
+def test_a_failing_hook_fails_create(pod: Pod) -> None:
+    """A createRuntime hook gets the state on stdin; its failure is the error of Create and leaves nothing."""
+    seen = pod.directory / "seen"
+    good = {"path": "/bin/dd", "args": ["dd", f"of={seen}", "status=none"]}
+    hooks = {"createRuntime": [good, {"path": "/bin/false"}]}
+    with pytest.raises(RpcError, match=r"hooks\.create_runtime\[1\]"):
+        pod.create("pod1", "sleep", spec={"hooks": hooks})
+    assert b'"status": "creating"' in seen.read_bytes() and b'"id": "pod1"' in seen.read_bytes()
+    assert_gone(pod)
+
+
+def test_a_bad_spec_names_its_field(pod: Pod) -> None:
+    """INVALID_ARGUMENT with the path of the field."""
+    for changes, field in (
+        ({"process": {"args": [], "cwd": "/"}}, "process.args"),
+        ({"root": {"path": 5}}, "root.path"),
+        ({"process": {"args": ["x"], "cwd": "rel"}}, "process.cwd"),
+    ):
+        with pytest.raises(RpcError, match=field) as caught:
+            pod.create("pod1", "sleep", spec=changes)
+        assert caught.value.code == status.INVALID_ARGUMENT
