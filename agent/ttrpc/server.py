@@ -58,11 +58,14 @@ class Server:
         self._listeners: list[socket] = []
         self._peers: set[_Peer] = set()
 
-    def listen(self, sock: socket) -> None:
-        """Accept connections from a listening socket, which the server owns from now on."""
+    def listen(self, sock: socket, admit: Callable[[object], bool] | None = None) -> None:
+        """Accept connections from a listening socket, which the server owns from now on.
+
+        `admit(address)` says who may: a peer that it refuses is dropped before it can say a word.
+        """
         sock.settimeout(0)
         self._listeners.append(sock)
-        self._loop.add(sock.fileno(), READABLE, lambda _events: self._accept(sock))
+        self._loop.add(sock.fileno(), READABLE, lambda _events: self._accept(sock, admit))
 
     def attach(self, sock: socket) -> None:
         """Serve one connected socket, which the server owns from now on."""
@@ -87,14 +90,18 @@ class Server:
         """Bytes of answers that wait for their peers to read."""
         return sum(peer.connection.unsent for peer in self._peers)
 
-    def _accept(self, listener: socket) -> None:
+    def _accept(self, listener: socket, admit: Callable[[object], bool] | None) -> None:
         try:
-            fd, _address = listener._accept()  # type: ignore[attr-defined]
+            fd, address = listener._accept()  # type: ignore[attr-defined]
         except OSError as exc:
             if exc.errno in (errno.EMFILE, errno.ENFILE):
                 self._pause(listener)
             return
-        self.attach(socket(fileno=fd))
+        sock = socket(fileno=fd)
+        if admit is None or admit(address):
+            self.attach(sock)
+        else:
+            sock.close()
 
     def _pause(self, listener: socket) -> None:
         """No descriptor is free for a new peer: it waits in the backlog, and epoll shall not spin on it."""

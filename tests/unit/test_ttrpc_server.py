@@ -331,6 +331,19 @@ def test_listening_socket_accepts_several_peers(t: Fixture, tmp_path: Path) -> N
     assert [client.recv(1) for client in clients] == [b"", b"", b""]
 
 
+def test_refused_peer_is_dropped_before_it_is_heard(t: Fixture, tmp_path: Path) -> None:
+    """listen()'s admit() decides by the peer's address who is served."""
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(str(tmp_path / "s"))
+    listener.listen()
+    t.server.listen(listener, admit=lambda address: False)
+    client = socket.socket(socket.AF_UNIX)
+    client.connect(str(tmp_path / "s"))
+    t.loop.run_once(1)
+    assert client.recv(1) == b""
+    assert t.server.connections == 0
+
+
 def test_executor_runs_handlers_in_threads_and_answers_on_the_loop() -> None:
     """With an executor a handler may block; another request overtakes it and all answers arrive."""
     loop = Loop()
