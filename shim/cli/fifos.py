@@ -33,6 +33,10 @@ class Fifos:
         """Host path of the pipe, "" if there is none."""
         return self._paths.get(stream, "")
 
+    def paths(self) -> tuple[str, str, str]:
+        """The pipes as the task API wants them."""
+        return self.path("stdin"), self.path("stdout"), self.path("stderr")
+
     def fd(self, stream: str) -> int:
         """Our end of an output, non-blocking; -1 if there is none."""
         return self._fds.get(stream, -1)

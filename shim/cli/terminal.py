@@ -12,9 +12,13 @@ import struct
 import termios
 import tty
 
+from shim.cli.options import UsageError
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from types import TracebackType
+
+    from shim.cli.options import Parsed
 
 CTRL_P, CTRL_Q = b"\x10", b"\x11"
 
@@ -25,6 +29,12 @@ def is_terminal(fd: int) -> bool:
         return os.isatty(fd)
     except OSError:
         return False
+
+
+def require(parsed: Parsed) -> None:
+    """With -i and -t our own input must be a terminal. Raises UsageError."""
+    if parsed.flag("--tty") and parsed.flag("--interactive") and not is_terminal(0):
+        raise UsageError("standard input is not a terminal", hint="leave out -t")
 
 
 def window_size(fd: int) -> tuple[int, int]:

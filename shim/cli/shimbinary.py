@@ -1,0 +1,55 @@
+"""containerd-shim-hako-v2 as `hako run` calls it: in the same way as containerd does.
+
+Owns: its command line, and which file it is: our own interpreter on the same code, as `hako` is not
+necessarily on PATH.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from shim import paths, process
+from shim.byhand import registry
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from shim.byhand.registry import Container
+
+START_TIMEOUT = 20.0
+
+
+def argv(container: Container, action: str) -> list[str]:
+    """The command line for `start` or `delete`, to be run in any directory."""
+    words = ["-namespace", registry.NAMESPACE, "-address", "", "-publish-binary", "", "-id", container.id]
+    return [*program(), *words, "-bundle", container.directory, action]
+
+
+def program() -> list[str]:
+    """The interpreter and what it runs. The daemon keeps this as its command line, so it names the command."""
+    beside = os.path.join(os.path.dirname(os.path.abspath(sys.argv[0])), "containerd-shim-hako-v2")
+    if os.access(beside, os.X_OK):
+        return [beside]
+    code = f"import sys; sys.path += {[paths.install_root(), *_site()]!r}; "
+    return [
+        sys.executable,
+        "-ISc",
+        f"{code}from shim.__main__ import containerd_shim; sys.exit(containerd_shim())",
+    ]
+
+
+def start(container: Container) -> str:
+    """Start the pod's process; its address."""
+    return process.run(argv(container, "start"), START_TIMEOUT, env=_environment()).decode().strip()
+
+
+def _site() -> list[str]:
+    import msgspec
+
+    return [os.path.dirname(os.path.dirname(msgspec.__file__))]
+
+
+def _environment() -> dict[str, str]:
+    """Ours without what is the user's own: hako's variables and where programs are."""
+    kept = {key: value for key, value in os.environ.items() if key.startswith("HAKO_")}
+    return {**process.ENVIRONMENT, **kept}
