@@ -1,9 +1,8 @@
 """Accepts the raw stdio streams of the host, and keeps each until the request that names it claims it.
 
 Owns accepted connections between accept and claim: bounded in number and in time. Knows nothing of processes.
-A stream is known by its peer's port, which the host puts into CreateContainer and ExecProcess. On vsock that
-is the port of the peer's address; on a unix socket (tests), which has none, the peer's first line says it:
-"PORT 7\\n".
+A stream is known by the number in its first line, "PORT 7\\n", which the host also puts into CreateContainer
+and ExecProcess. (The peer's vsock port is no use: through vhost-device-vsock the host never learns it.)
 """
 
 from __future__ import annotations
@@ -42,12 +41,12 @@ class Streams:
         not.
         """
         if port not in self._unclaimed:
-            # The host connects before it sends the request, but the request may be served first.
+            # The host connects and greets before it sends the request, but the request may be served first.
             self._accept()
             for stream in list(self._greeting):
                 self._greet(stream)
         if port not in self._unclaimed:
-            raise InvalidSpec(field, f"no stream has come from port {port}")
+            raise InvalidSpec(field, f"no stream has come as PORT {port}")
         stream = self._unclaimed.pop(port)
         stream.timer.cancel()
         return stream.sock.detach()
@@ -73,12 +72,9 @@ class Streams:
             return
         stream = _Stream(sock)
         stream.timer = self._loop.call_later(UNCLAIMED_SECONDS, lambda: self._drop(stream))
-        if sock.family == _socket.AF_UNIX:
-            sock.settimeout(0)
-            self._greeting.add(stream)
-            self._loop.add(sock.fileno(), READABLE, lambda _events: self._greet(stream))
-        else:
-            self._keep(stream, address[1])  # type: ignore[index]
+        sock.settimeout(0)
+        self._greeting.add(stream)
+        self._loop.add(sock.fileno(), READABLE, lambda _events: self._greet(stream))
 
     def _greet(self, stream: _Stream) -> None:
         """Take exactly the first line, byte by byte: what follows it is the stream's."""
@@ -105,7 +101,7 @@ class Streams:
         self._keep(stream, int(number))
 
     def _keep(self, stream: _Stream, port: int) -> None:
-        """A port that comes again is its peer's newer connection."""
+        """A number that comes again is the newer stream's."""
         stream.port = port
         before = self._unclaimed.get(port)
         if before is not None:

@@ -75,10 +75,10 @@ def test_request_may_be_served_before_the_connection_was_noticed(t: Fixture) -> 
 
 
 def test_unknown_port_is_refused_with_the_field(t: Fixture) -> None:
-    """A port that nobody connected from, or that was claimed, is an error of the request."""
+    """A number that nobody came with, or that was claimed, is an error of the request."""
     t.connect(b"PORT 7\n")
     os.close(t.streams.claim(7, "stdin_port"))
-    with pytest.raises(InvalidSpec, match="stderr_port: no stream has come from port 7"):
+    with pytest.raises(InvalidSpec, match="stderr_port: no stream has come as PORT 7"):
         t.streams.claim(7, "stderr_port")
 
 
@@ -125,7 +125,7 @@ def test_number_of_unclaimed_streams_is_bounded(t: Fixture, monkeypatch: pytest.
 
 
 def test_port_that_comes_again_is_the_newer_connection(t: Fixture) -> None:
-    """A peer's port is used again only after its older connection ended."""
+    """Of two streams with one number the newer counts, and the older is dropped."""
     old = t.connect(b"PORT 7\nold")
     t.turn()
     t.connect(b"PORT 7\nnew")
