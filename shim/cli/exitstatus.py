@@ -1,6 +1,6 @@
 """hako's own exit statuses, which are docker's and podman's.
 
-    125 hako itself failed    126 the command cannot be executed    127 there is no such command
+125 hako itself failed    126 the command cannot be executed    127 there is no such command
 """
 
 from __future__ import annotations

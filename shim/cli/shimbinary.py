@@ -30,12 +30,9 @@ def program() -> list[str]:
     beside = os.path.join(os.path.dirname(os.path.abspath(sys.argv[0])), "containerd-shim-hako-v2")
     if os.access(beside, os.X_OK):
         return [beside]
-    code = f"import sys; sys.path += {[paths.install_root(), *_site()]!r}; "
-    return [
-        sys.executable,
-        "-ISc",
-        f"{code}from shim.__main__ import containerd_shim; sys.exit(containerd_shim())",
-    ]
+    path = [paths.install_root(), *_site()]
+    run = "from shim.__main__ import containerd_shim; sys.exit(containerd_shim())"
+    return [sys.executable, "-ISc", f"import sys; sys.path += {path!r}; {run}"]
 
 
 def start(container: Container) -> str:
