@@ -1,0 +1,1 @@
+"""The OCI runtime of the guest: containers made by forking the agent."""

@@ -1,0 +1,506 @@
+"""The forked child on its way to the container's program: runs in it, and never returns.
+
+Owns: the order of the steps. What each step does is in its module (namespaces, mounts, rootfs, devices,
+users, capabilities, seccomp). The plan is complete before the fork, and every module is loaded: nothing can
+be imported any more once the root is the container's. Called by spawn.py through init() and exec_().
+
+A step that fails is told to the agent (handshake FAILED: step, errno, path), and the child is gone.
+
+What protects the agent from the container at this point: no descriptor of the agent is left but the
+handshake; the process is not dumpable, so that nobody in a shared pid namespace can trace it or open its
+/proc/PID/{exe,fd,root}; procfs is the agent's own until the root is changed, and paths in the container are
+resolved by openat2 in its root, never through magic links. The interpreter's file, which /proc/PID/exe names
+until execve, lies on a read-only erofs in the guest (CVE-2019-5736 overwrites it on a writable root).
+"""
+
+from __future__ import annotations
+
+import errno
+import gc
+import os
+import stat
+
+from agent import capabilities, devices, hooks, mounts, namespaces, rootfs, seccomp, users
+from agent.container import attributes, handshake
+from agent.container.plan import DEFAULT_PATH
+from agent.errors import AgentError, StepError, errno_text, step_error
+from agent.linux import syscalls
+from agent.process import pty
+from agent.rootfs import Root
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import signal as _signal
+    from collections.abc import Callable
+    from typing import NoReturn
+
+    from agent.container.handshake import Channel
+    from agent.container.plan import ExecPlan, InitPlan, ProcessPlan
+else:
+    import _signal  # signal.py is an enum on top of it
+
+START_FAILED = "unable to start container process"
+FAILED_STATUS = 1
+
+
+class Child:
+    """What the steps share: the way to the agent, and the name of the step that is under way."""
+
+    __slots__ = ("channel", "step")
+
+    def __init__(self, channel: Channel) -> None:
+        self.channel = channel
+        self.step = "fork"
+
+    def wait_for(self, kind: int) -> bytes:
+        """The payload of the agent's next message; the child ends when the agent is gone or has given up."""
+        message = self.channel.receive()
+        if message is None or message.kind != kind:
+            os._exit(FAILED_STATUS)
+        return message.payload
+
+
+def init(plan: InitPlan, channel: Channel) -> NoReturn:
+    """Become the container's first process."""
+    _run(lambda child: _init(plan, child), channel)
+
+
+def exec_(plan: ExecPlan, channel: Channel) -> NoReturn:
+    """Become a further process of a container."""
+    _run(lambda child: _exec(plan, child), channel)
+
+
+def _run(steps: Callable[[Child], None], channel: Channel) -> NoReturn:
+    child = Child(channel)
+    gc.disable()
+    try:
+        steps(child)
+        error = StepError(child.step, 0, detail="the program was not executed")
+    except StepError as reason:
+        error = reason
+    except AgentError as reason:
+        error = StepError(child.step, 0, detail=str(reason))
+    except OSError as reason:
+        error = step_error(child.step, reason)
+    except BaseException as reason:  # noqa: BLE001 - the child's last word; nobody is above it
+        error = StepError(child.step, 0, detail=f"{type(reason).__name__}: {reason}")
+    try:
+        channel.send(handshake.FAILED, handshake.pack_failure(error))
+    except OSError:
+        pass  # the agent has gone, or a seccomp filter is in force already
+    os._exit(FAILED_STATUS)
+
+
+# --- the container's first process --------------------------------------------------------------------------
+
+
+def _init(plan: InitPlan, child: Child) -> None:
+    _detach(child, plan.process, [fd for _, fd in plan.namespaces.joined.items()] + _userns_fds(plan))
+    child.step = "join cgroup"
+    plan.cgroup.add(os.getpid())
+    child.step = "namespaces"
+    root = _enter_user_namespace(plan, child) if _has_user(plan) else _enter_namespaces(plan, child)
+    _set_names(plan, child)
+    _populate(plan, child, root)
+    terminal = _open_terminal(plan.process, child, root, fallback=True)
+    if terminal >= 0:
+        child.step = "console"
+        devices.bind_console(root, terminal)
+    _run_create_hooks(plan, child)
+    _write_sysctls(plan, child)
+    _seal(plan, child, root)
+    child.step = "pivot_root"
+    rootfs.pivot(root, shared=bool(plan.propagation & syscalls.MS_SHARED))
+    _become(plan.process, child, root, terminal, plan.keyring, plan.hooks_start_container)
+
+
+def _detach(child: Child, process: ProcessPlan, keep: list[int]) -> None:
+    """Let go of what a fork inherits from the agent."""
+    child.step = "detach from the agent"
+    syscalls.prctl(syscalls.PR_SET_DUMPABLE, 0)
+    _signal.pthread_sigmask(_signal.SIG_SETMASK, [])
+    for signum in range(1, 65):
+        if _signal.getsignal(signum) == _signal.SIG_IGN:
+            _signal.signal(signum, _signal.SIG_DFL)
+    close_all_but([child.channel.fileno(), *process.stdio, *keep])
+    os.umask(0)
+
+
+def close_all_but(keep: list[int]) -> None:
+    """Close every descriptor above 2 that is not in `keep`."""
+    first = 3
+    for fd in sorted(fd for fd in keep if fd > 2):
+        if fd > first:
+            syscalls.close_range(first, fd - 1)
+        first = fd + 1
+    syscalls.close_range(first, 0x7FFFFFFF)
+
+
+def _userns_fds(plan: InitPlan) -> list[int]:
+    return [operation.userns for operation in plan.mounts if operation.userns >= 0]
+
+
+def _has_user(plan: InitPlan) -> bool:
+    return plan.namespaces.has("user")
+
+
+def _enter_namespaces(plan: InitPlan, child: Child) -> Root:
+    """Without a user namespace: join, unshare, and take the rootfs."""
+    spaces = plan.namespaces
+    for kind in spaces.joined:
+        if kind != "pid":
+            namespaces.join(spaces, kind)
+    _unshare(spaces, spaces.new)
+    child.step = "rootfs"
+    rootfs.set_tree_propagation(plan.rootfs, plan.propagation)
+    root = rootfs.attach(rootfs.clone_tree(plan.rootfs), plan.rootfs)
+    _stage(plan, child)
+    return root
+
+
+def _unshare(spaces: namespaces.Plan, kinds: int) -> None:
+    """Make the new namespaces of `kinds`; the pid namespace was made by the fork."""
+    alone = syscalls.CLONE_NEWPID | syscalls.CLONE_NEWTIME | syscalls.CLONE_NEWUSER
+    syscalls.unshare(kinds & ~alone)
+    if kinds & syscalls.CLONE_NEWTIME:
+        namespaces.enter_new_time_namespace(spaces.time_offsets)
+    if kinds & syscalls.CLONE_NEWNET:
+        namespaces.bring_up_loopback()
+
+
+def _stage(plan: InitPlan, child: Child) -> None:
+    for operation in plan.mounts:
+        try:
+            operation.stage()
+        except OSError as error:
+            raise _mount_error(operation, error) from error
+    child.step = "rootfs"
+
+
+def _mount_error(operation: mounts.MountOp, error: OSError) -> StepError:
+    return StepError("mount " + operation.describe(), error.errno or 0, detail=errno_text(error.errno or 0))
+
+
+def _enter_user_namespace(plan: InitPlan, child: Child) -> Root:
+    """With one: first all that needs the agent's privileges, then the namespace, then what it must own.
+
+    The sources of the mounts are copied and the device nodes are made outside, in a mount namespace of
+    their own, and attached inside. A new pid namespace must belong to the user namespace (or its procfs
+    could not be mounted), so it is made here and needs one more fork.
+    """
+    spaces = plan.namespaces
+    for kind in spaces.joined:
+        if kind not in ("pid", "user"):
+            namespaces.join(spaces, kind)
+    syscalls.unshare(syscalls.CLONE_NEWNS)
+    rootfs.set_tree_propagation(plan.rootfs, plan.propagation)
+    tree = rootfs.clone_tree(plan.rootfs)
+    _stage(plan, child)
+    child.step = "devices"
+    devices.stage(plan.devices, plan.bundle, spaces.uid_map, spaces.gid_map)
+    child.step = "user namespace"
+    if "user" in spaces.joined:
+        namespaces.join(spaces, "user")
+    else:
+        syscalls.unshare(syscalls.CLONE_NEWUSER)
+        child.channel.send(handshake.MAP_IDS)
+        child.wait_for(handshake.MAPPED)
+    _become_root()
+    _unshare(spaces, spaces.new | syscalls.CLONE_NEWNS)
+    if spaces.new & syscalls.CLONE_NEWPID:
+        syscalls.unshare(syscalls.CLONE_NEWPID)
+        _fork_again(child)
+    child.step = "rootfs"
+    return rootfs.attach(tree, plan.rootfs)
+
+
+def _become_root() -> None:
+    """Root of the user namespace: until then the process has an id that nothing maps."""
+    os.setgroups([])
+    os.setresgid(0, 0, 0)
+    os.setresuid(0, 0, 0)
+
+
+def _fork_again(child: Child) -> None:
+    pid = os.fork()
+    if pid:
+        child.channel.send(handshake.PID, b"%d" % pid)
+        os._exit(0)
+    child.wait_for(handshake.ADOPTED)
+
+
+def _set_names(plan: InitPlan, child: Child) -> None:
+    child.step = "hostname"
+    if plan.hostname:
+        syscalls.sethostname(plan.hostname)
+    if plan.domainname:
+        syscalls.setdomainname(plan.domainname)
+
+
+def _populate(plan: InitPlan, child: Child, root: Root) -> None:
+    """Mounts in their order, then the devices."""
+    for operation in plan.mounts:
+        try:
+            operation.attach(root)
+        except OSError as error:
+            raise _mount_error(operation, error) from error
+    child.step = "devices"
+    if not plan.devices:
+        return
+    if _has_user(plan):
+        devices.attach(root, plan.devices)
+    else:
+        devices.create(root, plan.devices)
+    devices.link(root)
+
+
+def _open_terminal(process: ProcessPlan, child: Child, root: Root, *, fallback: bool) -> int:
+    """The slave of a new terminal, whose master goes to the agent; -1 for a process without terminal.
+
+    `fallback`: "/" is still the agent's, whose devpts serves a container that has none.
+    """
+    if not process.terminal:
+        return -1
+    child.step = "terminal"
+    master, slave = pty.open_pair(root, fallback=fallback)
+    if all(process.console_size):
+        pty.set_size(master, *process.console_size)
+    child.channel.send(handshake.TERMINAL, fd=master)
+    os.close(master)
+    return slave
+
+
+def _run_create_hooks(plan: InitPlan, child: Child) -> None:
+    """Stop for the agent's hooks, then run the container's own; the rootfs is complete and still writable."""
+    if not plan.wait_for_hooks:
+        return
+    child.channel.send(handshake.PREPARED)
+    state = child.wait_for(handshake.PROCEED)
+    hooks.run_all("createContainer", plan.hooks_create_container, state)
+
+
+def _write_sysctls(plan: InitPlan, child: Child) -> None:
+    """Through the agent's procfs: the namespaces are this process's, the files cannot be the image's."""
+    child.step = "sysctl"
+    for path, value in plan.sysctls:
+        namespaces.write_file("/proc/sys/" + path, value)
+
+
+def _seal(plan: InitPlan, child: Child, root: Root) -> None:
+    """Hide and protect what the spec says; the working directory must exist before the root is read-only."""
+    child.step = "working directory"
+    _make_cwd(plan.process, root)
+    child.step = "masked paths"
+    rootfs.mask(root, plan.masked_paths)
+    child.step = "read-only paths"
+    rootfs.make_readonly(root, plan.readonly_paths)
+    child.step = "rootfs"
+    mounts.seal(root, plan.mounts)
+    rootfs.finish(root, readonly=plan.readonly, flags=plan.propagation)
+
+
+def _make_cwd(process: ProcessPlan, root: Root) -> None:
+    try:
+        os.close(root.directory(process.cwd))
+    except PermissionError:
+        pass  # root has no right there (virtio-fs, NFS); the process's own user may have
+    except OSError as error:
+        raise _cwd_error(process, error) from None
+
+
+# --- a further process --------------------------------------------------------------------------------------
+
+
+def _exec(plan: ExecPlan, child: Child) -> None:
+    process = plan.process
+    attributes.set_cpus(process.attributes.cpus_first)
+    child.step = "join cgroup"
+    plan.cgroup.add(os.getpid(), plan.beside)
+    _detach(child, process, [fd for _, fd in plan.joins])
+    child.step = "join namespaces"
+    for kind, fd in plan.joins:
+        syscalls.setns(fd, namespaces.FLAGS[kind])
+        os.close(fd)
+        if kind == "user":
+            _become_root()
+    root = Root(os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC))
+    terminal = _open_terminal(process, child, root, fallback=False)
+    _become(process, child, root, terminal, plan.keyring, [])
+
+
+# --- what both have in common -------------------------------------------------------------------------------
+
+
+def _become(
+    process: ProcessPlan,
+    child: Child,
+    root: Root,
+    terminal: int,
+    keyring: str,
+    start_hooks: list[hooks.Hook],
+) -> None:
+    """From a process inside the container to its program. READY is sent in the middle, START awaited."""
+    child.step = "session"
+    os.setsid()
+    _join_keyring(keyring)
+    attributes.apply(process.attributes)
+    child.step = "user"
+    user = users.resolve(process.identity, want_home="HOME" not in process.environment)
+    process.environment.setdefault("HOME", user.home)
+    _set_stdio(process, child, terminal, user)
+    child.step = START_FAILED
+    entered = _enter_cwd(process, root)
+    os.close(root.fd)
+    program = find_program(process)
+    child.step = "privileges"
+    _drop_privileges(process, user)
+    if not entered:
+        _enter_cwd_as_user(process)
+    os.umask(process.identity.umask)
+    child.channel.send(handshake.READY)
+    state = child.wait_for(handshake.START)
+    hooks.run_all("startContainer", start_hooks, state)
+    child.step = "seccomp"
+    if process.seccomp:
+        seccomp.install(process.seccomp, process.seccomp_flags)
+        capabilities.drop_extra(process.capabilities)
+    child.step = START_FAILED
+    _execute(process, program)
+
+
+def _join_keyring(name: str) -> None:
+    """A session keyring of its own, so that the container sees none of the agent's keys."""
+    try:
+        serial = syscalls.keyctl_join_session(name)
+        # The process's user must be able to look keys up in it (KEY_USR_SEARCH), as runc has it.
+        syscalls.keyctl_setperm(serial, 0x3F3F0000 | 0x00080000)
+    except OSError as error:
+        if error.errno != errno.ENOSYS:  # the kernel is built without keys
+            raise
+
+
+def _set_stdio(process: ProcessPlan, child: Child, terminal: int, user: users.User) -> None:
+    child.step = "stdio"
+    if terminal >= 0:
+        pty.make_controlling(terminal)
+        _give_to_user(terminal, user)
+        for target in (0, 1, 2):
+            os.dup2(terminal, target)
+        os.close(terminal)
+        return
+    for target, fd in enumerate(process.stdio):
+        if fd >= 0:
+            _give_to_user(fd, user)
+            os.dup2(fd, target)
+            os.close(fd)
+        else:
+            null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
+            os.dup2(null, target)
+            os.close(null)
+
+
+def _give_to_user(fd: int, user: users.User) -> None:
+    """The process may open its own streams again (/dev/stdout) though it is not root."""
+    if user.uid:
+        try:
+            os.fchown(fd, user.uid, -1)
+        except OSError as error:
+            # An id that the user namespace does not map, a read-only devpts: the streams work all the same.
+            if error.errno not in (errno.EINVAL, errno.EPERM, errno.EROFS):
+                raise
+
+
+def _enter_cwd(process: ProcessPlan, root: Root) -> bool:
+    """Go to the working directory as root; False when root has no right there."""
+    try:
+        fd = root.open(process.cwd, os.O_PATH | os.O_DIRECTORY)
+        os.fchdir(fd)
+        os.close(fd)
+    except PermissionError:
+        return False
+    except OSError as error:
+        raise _cwd_error(process, error) from None
+    _check_cwd(process)
+    return True
+
+
+def _enter_cwd_as_user(process: ProcessPlan) -> None:
+    try:
+        fd = syscalls.openat2(
+            syscalls.AT_FDCWD, process.cwd, os.O_PATH | os.O_DIRECTORY, 0, syscalls.RESOLVE_NO_MAGICLINKS
+        )
+        os.fchdir(fd)
+        os.close(fd)
+    except OSError as error:
+        raise _cwd_error(process, error) from None
+    _check_cwd(process)
+
+
+def _check_cwd(process: ProcessPlan) -> None:
+    """The kernel itself says whether the working directory is below the root (CVE-2024-21626)."""
+    try:
+        inside = os.getcwd().startswith("/")
+    except OSError:
+        inside = False
+    if not inside:
+        detail = "current working directory is outside of container mount namespace root"
+        raise StepError(START_FAILED, errno.EPERM, process.cwd, detail)
+
+
+def _cwd_error(process: ProcessPlan, error: OSError) -> StepError:
+    text = f'chdir to cwd ("{process.cwd}") failed: {errno_text(error.errno or 0)}'
+    return StepError(START_FAILED, error.errno or 0, detail=text)
+
+
+def find_program(process: ProcessPlan) -> str:
+    """The path of args[0], looked up in the container's PATH. Raises StepError in the words of runc."""
+    name = process.args[0]
+    if "/" in name:
+        reason = _why_not_executable(name)
+        if reason:
+            text = f"stat {name}: {errno_text(reason)}" if reason == errno.ENOENT else errno_text(reason)
+            raise StepError(START_FAILED, reason, detail=f'exec: "{name}": {text}')
+        return name
+    for directory in process.environment.get("PATH", DEFAULT_PATH).split(":"):
+        path = f"{directory or '.'}/{name}"
+        if not _why_not_executable(path):
+            return path
+    text = f'exec: "{name}": executable file not found in $PATH'
+    raise StepError(START_FAILED, errno.ENOENT, detail=text)
+
+
+def _why_not_executable(path: str) -> int:
+    try:
+        if stat.S_ISDIR(os.stat(path).st_mode):
+            return errno.EISDIR
+    except OSError as error:
+        return error.errno or errno.ENOENT
+    return 0 if os.access(path, os.X_OK, effective_ids=True) else errno.EACCES
+
+
+def _drop_privileges(process: ProcessPlan, user: users.User) -> None:
+    """Bounding set, user, capabilities, no_new_privs: in the order in which each still may be set.
+
+    Without no_new_privs a filter needs CAP_SYS_ADMIN, which stays until the filter is in force; so the
+    filter need allow nothing of this but the last capset(2).
+    """
+    caps = process.capabilities
+    capabilities.drop_bounding(caps.bounding)
+    capabilities.keep_over_setuid()
+    os.setgroups(user.groups)
+    os.setresgid(user.gid, user.gid, user.gid)
+    os.setresuid(user.uid, user.uid, user.uid)
+    if process.no_new_privs:
+        syscalls.prctl(syscalls.PR_SET_NO_NEW_PRIVS, 1)
+    for_filter = capabilities.SYS_ADMIN if process.seccomp and not process.no_new_privs else 0
+    capabilities.apply(caps, for_filter)
+
+
+def _execute(process: ProcessPlan, program: str) -> None:
+    """Only 0, 1 and 2 survive. Python's own descriptors close by themselves; this is for all others."""
+    syscalls.close_range(3, 0x7FFFFFFF, syscalls.CLOSE_RANGE_CLOEXEC)
+    try:
+        os.execve(program, process.args, process.environment)
+    except OSError as error:
+        number = error.errno or 0
+        raise StepError(START_FAILED, number, detail=f"exec {program}: {errno_text(number)}") from None

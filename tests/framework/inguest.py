@@ -1,0 +1,352 @@
+"""A stand-in for the guest on this host: PID 1 of fresh namespaces that makes containers as the agent does.
+
+Owns: the namespaces, a busybox rootfs, a runc-like default spec, and running a container to its end. Needs
+root and busybox-static. Everything is gone when the function returns: it is PID 1.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pytest
+
+from agent.api import jsonmap, oci_pb2
+from agent.cgroups import Cgroup, NullCgroup
+from agent.container.container import Container, prepare
+from agent.linux import syscalls
+from agent.linux.loop import Loop
+from agent.process.process import Process
+from agent.process.stdio import StdioPlan
+from tests.framework import forked
+
+Result = TypeVar("Result")
+BUSYBOX = "/bin/busybox"
+APPLETS = (
+    "sh cat echo id ls pwd env mount umount hostname stty tty sleep true false readlink touch mkdir ulimit test "
+    "kill ps wc head dd stat ln rm sync grep cut nproc printenv chroot mknod chmod unshare nsenter ip od seq trap "
+    "tail df date sha1sum dnsdomainname"
+).split()
+DEFAULT_CAPS = (
+    "CHOWN DAC_OVERRIDE FSETID FOWNER MKNOD NET_RAW SETGID SETUID SETFCAP SETPCAP NET_BIND_SERVICE SYS_CHROOT KILL "
+    "AUDIT_WRITE"
+).split()
+NEW_NAMESPACES = ["pid", "mount", "ipc", "uts", "network", "cgroup"]
+
+need_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: namespaces, mounts, device nodes")
+need_busybox = pytest.mark.skipif(
+    not os.path.exists(BUSYBOX), reason="needs busybox: apt install busybox-static"
+)
+
+
+class Finished:
+    """How a container or exec ended."""
+
+    def __init__(self, status: int, out: str, err: str) -> None:
+        self.status = status
+        self.out = out
+        self.err = err
+
+    def __repr__(self) -> str:
+        return f"Finished(status={self.status}, out={self.out!r}, err={self.err!r})"
+
+
+class Guest:
+    """The agent of the stand-in: a loop, a directory for rootfs and bundles, and containers."""
+
+    def __init__(self, directory: Path, cgroup_root: str = "") -> None:
+        self.directory = directory
+        self.loop = Loop()
+        self._cgroup_root = cgroup_root
+        self._count = 0
+        prepare()
+
+    def rootfs(self, name: str = "rootfs") -> Path:
+        """A busybox root file system, made at the first call."""
+        root = self.directory / name
+        if not root.exists():
+            make_rootfs(root)
+        return root
+
+    def spec(self, args: list[str] | str, rootfs: Path | None = None, **changes: Any) -> oci_pb2.Spec:
+        """default_spec() as a message; `changes` replace keys of process, linux or the spec itself."""
+        mapping = default_spec(["sh", "-c", args] if isinstance(args, str) else args)
+        mapping["root"]["path"] = str(rootfs or self.rootfs())
+        for key, value in changes.items():
+            merge(mapping, key, value)
+        message = oci_pb2.Spec()
+        jsonmap.fill(message, mapping)
+        return message
+
+    def container(self, spec: oci_pb2.Spec, **options: Any) -> Container:
+        """A container object, nothing created yet."""
+        self._count += 1
+        cid = f"c{self._count}"
+        bundle = self.directory / "bundles" / cid
+        bundle.mkdir(parents=True)
+        shared = options.pop("shared_namespaces", {})
+        extra = options.pop("extra_pidns", None)
+        return Container(self.loop, cid, spec, str(bundle), self.cgroup(cid), shared, extra, **options)
+
+    def cgroup(self, cid: str) -> Cgroup:
+        """A real cgroup where the test has a v2 tree of its own."""
+        return Cgroup(f"/pod/{cid}", self._cgroup_root) if self._cgroup_root else NullCgroup()
+
+    def run(self, args: list[str] | str, stdin: bytes = b"", **changes: Any) -> Finished:
+        """Create, start, wait, take the output, remove."""
+        container = self.container(self.spec(args, **changes))
+        streams = Streams(stdin)
+        container.create(streams.plan())
+        try:
+            container.start()
+            return streams.finish(self, container.init)
+        finally:
+            container.remove()
+
+    def started(self, args: list[str] | str, **changes: Any) -> Container:
+        """A running container without streams."""
+        container = self.container(self.spec(args, **changes))
+        container.create(StdioPlan())
+        container.start()
+        return container
+
+    def exec(
+        self, container: Container, args: list[str] | str, stdin: bytes = b"", **changes: Any
+    ) -> Finished:
+        """A further process to its end."""
+        mapping = {"process": default_spec(["sh", "-c", args] if isinstance(args, str) else args)["process"]}
+        for key, value in changes.items():
+            merge(mapping, key, value)
+        message = oci_pb2.Process()
+        jsonmap.fill(message, mapping["process"])
+        streams = Streams(stdin)
+        self._count += 1
+        exec_id = f"e{self._count}"
+        process = container.exec(exec_id, message, streams.plan())
+        result = streams.finish(self, process)
+        container.forget(exec_id)
+        return result
+
+    def until(self, condition: Callable[[], bool], seconds: float = 10) -> None:
+        """Run the loop until `condition()` holds; AssertionError after `seconds`."""
+        deadline = time.monotonic() + seconds
+        while not condition():
+            assert time.monotonic() < deadline, "timed out"
+            self.loop.run_once(0.05)
+
+    def wait(self, process: Process, seconds: float = 10) -> int:
+        """The exit status of a process."""
+        self.until(lambda: process.exit_status is not None, seconds)
+        assert process.exit_status is not None
+        return process.exit_status
+
+
+class Streams:
+    """The caller's ends of a process's three streams, read by the test while the loop runs."""
+
+    def __init__(self, stdin: bytes = b"") -> None:
+        self._pairs = [socket.socketpair() for _ in range(3)]
+        self._stdin = stdin
+        self.collected = [b"", b"", b""]
+        self._ended = [False, False, False]
+        for ours, _ in self._pairs:
+            ours.setblocking(False)
+
+    def plan(self) -> StdioPlan:
+        """The agent's ends."""
+        fds = [theirs.detach() for _, theirs in self._pairs]
+        return StdioPlan(*fds)
+
+    def pump(self) -> None:
+        """Write input and read output as far as possible without waiting."""
+        self._write()
+        for number in (1, 2):
+            self._read(number)
+
+    def finish(self, guest: Guest, process: Process, seconds: float = 20) -> Finished:
+        """Wait for the exit and the end of both outputs."""
+
+        def over() -> bool:
+            self.pump()
+            return process.exit_status is not None and self._ended[1] and self._ended[2]
+
+        guest.until(over, seconds)
+        assert process.exit_status is not None
+        self.close()
+        return Finished(process.exit_status, self.collected[1].decode(), self.collected[2].decode())
+
+    def close(self) -> None:
+        """Close the caller's ends."""
+        for ours, _ in self._pairs:
+            ours.close()
+
+    def _write(self) -> None:
+        ours = self._pairs[0][0]
+        if self._ended[0]:
+            return
+        try:
+            while self._stdin:
+                self._stdin = self._stdin[ours.send(self._stdin) :]
+        except BlockingIOError:
+            return
+        except OSError:
+            pass
+        ours.close()
+        self._ended[0] = True
+
+    def _read(self, number: int) -> None:
+        while not self._ended[number]:
+            try:
+                data = self._pairs[number][0].recv(1 << 16)
+            except BlockingIOError:
+                return
+            self.collected[number] += data
+            self._ended[number] = not data
+
+
+def merge(mapping: dict[str, Any], key: str, value: Any) -> None:
+    """Replace `key` where the default spec has it, else add it to the spec itself; `process=` etc. update."""
+    if key in ("process", "linux", "root") and isinstance(value, dict):
+        mapping[key].update(value)
+    else:
+        mapping[key] = value
+
+
+def default_spec(args: list[str]) -> dict[str, Any]:
+    """What `runc spec` and engines make of a plain container."""
+    caps = ["CAP_" + name for name in DEFAULT_CAPS]
+    return {
+        "ociVersion": "1.2.0",
+        "process": {
+            "user": {"uid": 0, "gid": 0},
+            "args": args,
+            "env": ["PATH=/bin:/sbin", "TERM=xterm"],
+            "cwd": "/",
+            "capabilities": {"bounding": caps, "effective": caps, "permitted": caps},
+            "noNewPrivileges": True,
+        },
+        "root": {"path": "", "readonly": False},
+        "hostname": "box",
+        "mounts": default_mounts(),
+        "linux": {
+            "namespaces": [{"type": kind} for kind in NEW_NAMESPACES],
+            "maskedPaths": [
+                "/proc/acpi",
+                "/proc/kcore",
+                "/proc/keys",
+                "/proc/timer_list",
+                "/proc/scsi",
+                "/sys/firmware",
+            ],
+            "readonlyPaths": ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"],
+        },
+    }
+
+
+def default_mounts() -> list[dict[str, Any]]:
+    """The usual seven."""
+    safe = ["nosuid", "noexec", "nodev"]
+    return [
+        {"destination": "/proc", "type": "proc", "source": "proc", "options": safe},
+        {"destination": "/dev", "type": "tmpfs", "source": "tmpfs", "options": ["nosuid", "strictatime", "mode=755", "size=65536k"]},
+        {"destination": "/dev/pts", "type": "devpts", "source": "devpts", "options": ["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"]},
+        {"destination": "/dev/shm", "type": "tmpfs", "source": "shm", "options": [*safe, "mode=1777", "size=65536k"]},
+        {"destination": "/dev/mqueue", "type": "mqueue", "source": "mqueue", "options": safe},
+        {"destination": "/sys", "type": "sysfs", "source": "sysfs", "options": [*safe, "ro"]},
+        {"destination": "/run", "type": "tmpfs", "source": "tmpfs", "options": ["nosuid", "strictatime", "mode=755", "size=65536k"]},
+    ]  # fmt: skip
+
+
+def make_rootfs(root: Path) -> None:
+    """A small image: busybox and its links, users, the directories that mounts need, and traps."""
+    for name in ("bin", "etc", "proc", "sys", "dev", "tmp", "root", "home/user", "run", "mnt"):
+        (root / name).mkdir(parents=True)
+    shutil.copy(BUSYBOX, root / "bin/busybox")
+    for applet in APPLETS:
+        (root / "bin" / applet).symlink_to("busybox")
+    (root / "etc/passwd").write_text(
+        "root:x:0:0:root:/root:/bin/sh\nuser:x:1000:1001:User:/home/user:/bin/sh\n"
+    )
+    (root / "etc/group").write_text("root:x:0:\nuser:x:1001:\nextra:x:2000:user\n")
+    (root / "tmp").chmod(0o1777)
+    (root / "etc/plain").write_text("no program\n")
+
+
+def in_guest(function: Callable[[Guest], Result], seconds: float = 60, *, cgroups: bool = False) -> Result:
+    """`function(guest)` as computed by PID 1 of fresh namespaces; its AssertionError is the caller's.
+
+    `cgroups`: with a cgroup v2 tree of its own, without controllers where the host's are all in v1.
+    """
+    directory = Path(tempfile.mkdtemp(prefix="hako-guest-"))
+    try:
+        with CgroupTree(cgroups) as tree:
+            return forked.run(lambda: _outer(function, directory, tree.directory, seconds), seconds + 5)
+    finally:
+        shutil.rmtree(directory)
+
+
+class CgroupTree:
+    """A cgroup directory of the host's v2 tree for one test; skips where the host has no v2 tree."""
+
+    def __init__(self, wanted: bool) -> None:
+        self.directory = ""
+        if wanted:
+            for mount in ("/sys/fs/cgroup/unified", "/sys/fs/cgroup"):
+                if os.path.exists(mount + "/cgroup.procs"):
+                    self.directory = f"{mount}/hako-test-{os.getpid()}"
+                    break
+            else:
+                pytest.skip("needs a cgroup v2 tree mounted at /sys/fs/cgroup or /sys/fs/cgroup/unified")
+
+    def __enter__(self) -> CgroupTree:
+        if self.directory:
+            Path(self.directory).mkdir()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.directory:
+            deadline = time.monotonic() + 5
+            (Path(self.directory) / "cgroup.kill").write_text("1")
+            for path, _directories, _files in os.walk(self.directory, topdown=False):
+                while True:
+                    try:
+                        os.rmdir(path)
+                        break
+                    except OSError:
+                        if time.monotonic() > deadline:
+                            raise
+                        time.sleep(0.02)
+
+
+def _outer(function: Callable[[Guest], Result], directory: Path, cgroup: str, seconds: float) -> Result:
+    """In a child: leave the host's namespaces, then let PID 1 of the new ones work."""
+    syscalls.prctl(syscalls.PR_SET_PDEATHSIG, 9)
+    flags = syscalls.CLONE_NEWNS | syscalls.CLONE_NEWPID | syscalls.CLONE_NEWIPC | syscalls.CLONE_NEWUTS
+    if cgroup:
+        (Path(cgroup) / "agent").mkdir()
+        (Path(cgroup) / "cgroup.procs").write_text(str(os.getpid()))
+        flags |= syscalls.CLONE_NEWCGROUP
+    syscalls.unshare(flags | syscalls.CLONE_NEWNET)
+    return forked.run(lambda: _inner(function, directory, bool(cgroup)), seconds)
+
+
+def _inner(function: Callable[[Guest], Result], directory: Path, cgroups: bool) -> Result:
+    syscalls.prctl(syscalls.PR_SET_PDEATHSIG, 9)
+    syscalls.mount(None, "/", None, syscalls.MS_PRIVATE | syscalls.MS_REC)
+    syscalls.mount("proc", "/proc", "proc", 0)
+    syscalls.mount("tmpfs", str(directory), "tmpfs", 0, "mode=755")
+    directory.chmod(0o755)
+    root = ""
+    if cgroups:
+        syscalls.mount("tmpfs", "/sys/fs/cgroup", "tmpfs", 0)
+        syscalls.mount("cgroup2", "/sys/fs/cgroup", "cgroup2", 0)
+        root = "/sys/fs/cgroup"
+        # No processes beside cgroups with controllers.
+        Path(root, "agent/cgroup.procs").write_text("0")
+    return function(Guest(directory, root))
