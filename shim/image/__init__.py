@@ -1,0 +1,1 @@
+"""Images for `hako run` and for tests: found, fetched, unpacked once, mounted per container."""
