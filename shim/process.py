@@ -125,7 +125,8 @@ class Child:
         self.argv: Final = tuple(argv)
         self._stderr = stderr
         self._status: int | None = None
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
+        self._on_exit: list[Callable[[], None]] | None = None
 
     def __del__(self) -> None:
         pidfd = getattr(self, "pidfd", -1)
@@ -172,14 +173,21 @@ class Child:
         return status
 
     def on_exit(self, callback: Callable[[], None]) -> None:
-        """Call back once, in the watching thread, when the child has ended."""
+        """Call back once, in the watching thread, when the child has ended; not after `close`."""
+        with self._lock:
+            if self._on_exit is not None:
+                self._on_exit.append(callback)
+                return
+            self._on_exit = [callback]
+        watcher().add(self.pidfd, self._ended)
 
-        def ended() -> bool:
-            self.poll()
+    def _ended(self) -> bool:
+        self.poll()
+        with self._lock:
+            callbacks, self._on_exit = self._on_exit or [], None
+        for callback in callbacks:
             callback()
-            return False
-
-        watcher().add(self.pidfd, ended)
+        return False
 
     def stderr_tail(self) -> str:
         """The last 16 KiB of what the child wrote to stderr, if it was not sent elsewhere."""

@@ -107,7 +107,7 @@ def _install(tool: Tool, directory: str) -> None:
 
 
 def _runs(tool: Tool, directory: str) -> bool:
-    """Whether the program runs with the machine's libraries; raises if it does not and none can be brought."""
+    """Whether the program runs with the machine's libraries; raises if not and none can be brought."""
     try:
         run([os.path.join(directory, tool.program), *tool.check], timeout=20)
     except CommandFailed:
@@ -139,7 +139,7 @@ def launcher(directory: str, program: str) -> str:
 
 
 class Apt:
-    """A private apt for one suite: own state, cache, sources and no configuration of the machine but its proxy."""
+    """A private apt for one suite, with its own state, cache and sources."""
 
     def __init__(self, suite: str) -> None:
         self._suite = suite
@@ -160,7 +160,7 @@ class Apt:
         shutil.rmtree(archives)
 
     def _update(self) -> None:
-        """Fetch the suite's lists once; a mirror that stands still has well-signed lists that have expired."""
+        """Fetch the suite's lists once; a mirror that stands still has well-signed ones that have expired."""
         if self._updated:
             return
         self._configure(archive(), check_date=True)

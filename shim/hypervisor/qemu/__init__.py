@@ -1,0 +1,1 @@
+"""QEMU: its command line (argv), its monitor protocol (qmp) and its life (driver)."""

@@ -1,0 +1,278 @@
+"""QEMU's command line for a VmSpec: one pure function per device, option and value on one line.
+
+Owns: which devices a VM has, their places on the bus, the guest kernel's command line. Must not know:
+processes, sockets, what is at the other end of a descriptor. Called by driver.py; tests/golden/qemu/ has
+the whole lines.
+
+QEMU gets descriptors for everything but its own firmware and the kernel files, so that it runs as an
+unprivileged user with `-sandbox`. All devices are virtio 1.0 on PCIe (q35) or on virtio-mmio (microvm).
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from shim.hypervisor.base import Disk, Nic, Share, VmSpec, Vsock
+
+MEMORY_SLOTS = 16  # DIMMs that can be plugged; each is one vhost-user memory region more
+DIMM_MIB = 128  # x86 hot-plugs memory in sections of 128 MiB
+PORTS_SLOT = 0x10  # the first slot of the root complex that holds root ports, eight of them in each
+PORTS_PER_SLOT = 8
+
+
+class Fds(NamedTuple):
+    """Descriptors that QEMU inherits: QMP, console and serial port, and one per disk. -1: not there."""
+
+    qmp: int
+    console: int
+    serial: int = -1
+    disks: tuple[int, ...] = ()
+
+
+class Options(NamedTuple):
+    """What the configuration says of QEMU itself; see HypervisorConfig."""
+
+    binary: str = "/usr/bin/qemu-system-x86_64"
+    machine: str = "q35"
+    cpu_model: str = ""
+    tb_size: int = 64
+    ports: int = 8
+    seccomp: bool = True
+
+
+def command(spec: VmSpec, fds: Fds, options: Options) -> list[str]:
+    """The whole command line."""
+    bus = Bus(options.machine)
+    return [
+        options.binary,
+        *identity(spec),
+        *machine(spec, options),
+        *processors(spec, options),
+        *memory(spec),
+        *kernel(spec),
+        *monitor(fds),
+        *console(fds, bus),
+        *serial(fds),
+        *entropy(bus),
+        *balloon(bus),
+        *generation_id(options),
+        *root_disk(spec, fds, bus),
+        *(word for at, disk in enumerate(spec.disks) for word in extra_disk(disk, fds.disks, at, spec, bus)),
+        *share(spec.share, bus),
+        *vsock(spec.vsock, bus),
+        *(word for number, nic in enumerate(spec.nics) for word in network(nic, f"net{number}", bus)),
+        *root_ports(options),
+        *confinement(options),
+    ]
+
+
+class Bus:
+    """Names of virtio devices on the machine's bus, and the next free slot."""
+
+    def __init__(self, machine: str) -> None:
+        self._pci = machine != "microvm"
+        self._slot = 1
+
+    def device(self, kind: str, properties: str) -> list[str]:
+        """`-device` for virtio device `kind`, in the next slot."""
+        if not self._pci:
+            return ["-device", f"{kind}-device,{properties}"]
+        self._slot += 1
+        return ["-device", f"{kind}-pci,bus=pcie.0,addr={self._slot:#x},{properties}"]
+
+    @property
+    def pci(self) -> bool:
+        """Whether devices are on PCI."""
+        return self._pci
+
+
+def identity(spec: VmSpec) -> list[str]:
+    return [
+        "-name", f"{spec.name},debug-threads=on",
+        "-uuid", spec.uuid,
+    ]  # fmt: skip
+
+
+def machine(spec: VmSpec, options: Options) -> list[str]:
+    """The board without what a VM has no use for: no SATA, SMBus, VMware port; and how its CPU runs."""
+    if options.machine == "microvm":
+        # pit and pic: without a paravirtual clock (TCG) the kernel finds no other timer and hangs silently.
+        board = "microvm,acpi=off,pit=on,pic=on,rtc=on,isa-serial=off,auto-kernel-cmdline=on"
+    else:
+        board = "q35,vmport=off,smbus=off,sata=off"
+    return [
+        "-nodefaults", "-no-user-config", "-no-reboot",
+        "-display", "none",
+        "-machine", f"{board},dump-guest-core=off,memory-backend=ram",
+        "-accel", accelerator(spec.accelerator, options),
+        "-rtc", "base=utc,clock=host",
+    ]  # fmt: skip
+
+
+def accelerator(name: str, options: Options) -> str:
+    """`tb-size` bounds the translation cache, which grows past 85 MiB by itself."""
+    if name != "tcg":
+        return name
+    return f"tcg,thread=multi,tb-size={options.tb_size}" if options.tb_size else "tcg,thread=multi"
+
+
+def processors(spec: VmSpec, options: Options) -> list[str]:
+    """Each vCPU is a socket, as hot-plugged ones are."""
+    model = options.cpu_model or ("host,pmu=off" if spec.accelerator == "kvm" else "max")
+    most = max(spec.vcpus, spec.max_vcpus)
+    return [
+        "-cpu", model,
+        "-smp", f"cpus={spec.vcpus},sockets={most},cores=1,threads=1,maxcpus={most}",
+    ]  # fmt: skip
+
+
+def memory(spec: VmSpec) -> list[str]:
+    """Memory that the vhost-user daemons can map (share=on), pages as they are touched."""
+    size = f"size={spec.memory_mib}M"
+    if spec.max_memory_mib > spec.memory_mib:
+        size += f",slots={MEMORY_SLOTS},maxmem={spec.max_memory_mib}M"
+    return [
+        "-m", size,
+        "-object", f"memory-backend-memfd,id=ram,size={spec.memory_mib}M,share=on",
+    ]  # fmt: skip
+
+
+def kernel(spec: VmSpec) -> list[str]:
+    words = ["-kernel", spec.kernel, "-append", kernel_command_line(spec)]
+    return [*words, "-initrd", spec.initrd] if spec.initrd else words
+
+
+def kernel_command_line(spec: VmSpec) -> str:
+    """What the guest's kernel is told. A panic ends the VM (-no-reboot), so that it is noticed at once."""
+    words = ["console=hvc0"]
+    if spec.serial:
+        words = ["earlyprintk=ttyS0", "console=ttyS0", *words]
+    else:
+        words += ["quiet", "8250.nr_uarts=0"]
+    words += ["panic=-1", "reboot=t", "random.trust_cpu=on", "cryptomgr.notests", "no_timer_check"]
+    words += ["i8042.noaux", "i8042.nokbd"]
+    if spec.accelerator == "tcg":
+        words += ["mitigations=off"]  # the CPU is emulated, it does not speculate
+    else:
+        words += ["tsc=reliable"]
+    if spec.image:
+        words += ["root=/dev/vda", "rootfstype=erofs", "ro", "init=/init"]
+    if spec.cmdline_extra:
+        words.append(spec.cmdline_extra)
+    return " ".join(words)
+
+
+def monitor(fds: Fds) -> list[str]:
+    return [
+        "-chardev", f"socket,id=qmp,fd={fds.qmp}",
+        "-mon", "chardev=qmp,mode=control",
+    ]  # fmt: skip
+
+
+def console(fds: Fds, bus: Bus) -> list[str]:
+    """hvc0."""
+    return [
+        "-chardev", f"socket,id=console,fd={fds.console}",
+        *bus.device("virtio-serial", "id=serial0,max_ports=2"),
+        "-device", "virtconsole,bus=serial0.0,chardev=console",
+    ]  # fmt: skip
+
+
+def serial(fds: Fds) -> list[str]:
+    """ttyS0, only to see why a boot fails: each character costs an exit."""
+    if fds.serial < 0:
+        return ["-serial", "none"]
+    return [
+        "-chardev", f"socket,id=ttyS0,fd={fds.serial}",
+        "-serial", "chardev:ttyS0",
+    ]  # fmt: skip
+
+
+def entropy(bus: Bus) -> list[str]:
+    """rng-builtin is getrandom(2) in QEMU: no file to open."""
+    return ["-object", "rng-builtin,id=rng", *bus.device("virtio-rng", "rng=rng")]
+
+
+def balloon(bus: Bus) -> list[str]:
+    """Only for free-page-reporting: pages that the guest frees go back to the host."""
+    return bus.device("virtio-balloon", "free-page-reporting=on")
+
+
+def generation_id(options: Options) -> list[str]:
+    """Changes when a VM is restored, which reseeds the guest's random pool. It needs ACPI."""
+    return [] if options.machine == "microvm" else ["-device", "vmgenid,guid=auto"]
+
+
+def root_disk(spec: VmSpec, fds: Fds, bus: Bus) -> list[str]:
+    """The guest's image, /dev/vda: opened read-only by us, and read-only in QEMU and in the guest."""
+    if not spec.image:
+        return []
+    return _disk("root", fds.disks[0], 0, bus, read_only=True)
+
+
+def extra_disk(disk: Disk, fds: tuple[int, ...], at: int, spec: VmSpec, bus: Bus) -> list[str]:
+    number = at + bool(spec.image)
+    return _disk(disk.id, fds[number], number, bus, read_only=disk.read_only)
+
+
+def _disk(name: str, fd: int, number: int, bus: Bus, *, read_only: bool) -> list[str]:
+    """A raw disk of the descriptor `fd`, in descriptor set `number`. Locking: read-only images are shared."""
+    mode = "on" if read_only else "off"
+    backend = f"driver=raw,node-name=disk-{name},read-only={mode}"
+    file = f"file.driver=file,file.filename=/dev/fdset/{number},file.read-only={mode}"
+    locking = "off" if read_only else "auto"
+    return [
+        "-add-fd", f"fd={fd},set={number}",
+        "-blockdev", f"{backend},{file},file.locking={locking}",
+        *bus.device("virtio-blk", f"drive=disk-{name},serial={name}"),
+    ]  # fmt: skip
+
+
+def share(given: Share | None, bus: Bus) -> list[str]:
+    if given is None:
+        return []
+    return [
+        "-chardev", f"socket,id=share,fd={given.fd}",
+        *bus.device("vhost-user-fs", f"chardev=share,tag={given.tag},queue-size={given.queue_size}"),
+    ]  # fmt: skip
+
+
+def vsock(given: Vsock | None, bus: Bus) -> list[str]:
+    if given is None:
+        return []
+    if given.cid:
+        return bus.device("vhost-vsock", f"vhostfd={given.fd},guest-cid={given.cid}")
+    return ["-chardev", f"socket,id=vsock,fd={given.fd}", *bus.device("vhost-user-vsock", "chardev=vsock")]
+
+
+def network(nic: Nic, name: str, bus: Bus) -> list[str]:
+    """A card on a tap that the shim opened; no option ROM, nothing boots from it."""
+    backend = f"tap,id={name},fd={nic.fd}"
+    if nic.vhost_fd >= 0:
+        backend += f",vhost=on,vhostfd={nic.vhost_fd}"
+    rom = ",romfile=" if bus.pci else ""
+    return [
+        "-netdev", backend,
+        *bus.device("virtio-net", f"netdev={name},mac={nic.mac},host_mtu={nic.mtu}{rom}"),
+    ]  # fmt: skip
+
+
+def root_ports(options: Options) -> list[str]:
+    """Empty PCIe ports, one per device that can be plugged later; none on microvm."""
+    if options.machine == "microvm":
+        return []
+    return [word for number in range(options.ports) for word in ("-device", root_port(number))]
+
+
+def root_port(number: int) -> str:
+    """Port `number`, whose secondary bus is `port<number>`; eight functions in one slot."""
+    slot, function = divmod(number, PORTS_PER_SLOT)
+    place = f"addr={PORTS_SLOT + slot:#x}.{function:#x}" + (",multifunction=on" if function == 0 else "")
+    return f"pcie-root-port,id=port{number},bus=pcie.0,{place},chassis={number + 1},slot={number + 1}"
+
+
+def confinement(options: Options) -> list[str]:
+    """seccomp: no new privileges, programs, priorities or old calls. QEMU needs none."""
+    if not options.seccomp:
+        return []
+    return ["-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"]
