@@ -3,7 +3,7 @@
     PREFIX/bin/{hako,containerd-shim-hako-v2}    launchers with every path baked in
     PREFIX/lib/hako/{shim,agent}/                the code, compiled
     PREFIX/lib/hako/site/                        the libraries
-    PREFIX/lib/hako/guest/                       what boots: kernel, image, tools
+    PREFIX/lib/hako/{kernel,image,tools}/        what boots, and tools that the distribution lacks
     PREFIX/lib/hako/configuration.toml           the defaults, each key commented
     PREFIX/lib/hako/install.json                 what uninstall has to know
     /etc/hako/configuration.toml                 for the administrator, if PREFIX is /usr or /usr/local
@@ -56,14 +56,20 @@ def target(prefix: str, user: str) -> Target:
     return Target(prefix, "/etc/hako" if prefix in SYSTEM_PREFIXES else "", user)
 
 
-def install(place: Target, source: str, guest: dict[str, str]) -> None:
-    """Copy the checkout `source` and the `guest` files (name below guest/ -> host path) to `place`."""
+def install(place: Target, source: str, extra: dict[str, str], *, compiled: bool = True) -> None:
+    """Copy the checkout `source` and the `extra` files and trees (path below lib/hako -> host path).
+
+    Without `compiled` bytecode is made by the first use.
+    """
     record: dict[str, Any] = _read_manifest(place)
     record["made_directories"] = record.get("made_directories", []) + _make_directories(place)
     draft = f"{place.home}.new"
     shutil.rmtree(draft, ignore_errors=True)
     try:
-        _fill(draft, place.home, source, guest)
+        _fill(draft, source, extra)
+        if compiled:
+            # The compiled files carry the path that they will have, for tracebacks.
+            compileall.compile_dir(draft, stripdir=draft, prependdir=place.home, quiet=2)
         record["configuration"] = _configure(place, source, record.get("configuration", ""))
         record["made_user"] = _make_user(place.user) or record.get("made_user", "")
         _write_manifest(draft, record)
@@ -106,17 +112,22 @@ def _make_directories(place: Target) -> list[str]:
     return made
 
 
-def _fill(draft: str, home: str, source: str, guest: dict[str, str]) -> None:
+def _fill(draft: str, source: str, extra: dict[str, str]) -> None:
     for package in ("shim", "agent"):
         ignore = shutil.ignore_patterns("__pycache__")
         shutil.copytree(os.path.join(source, package), os.path.join(draft, package), ignore=ignore)
     libraries.copy(os.path.join(draft, "site"))
-    os.mkdir(os.path.join(draft, "guest"))
-    for name, path in guest.items():
-        shutil.copy(path, os.path.join(draft, "guest", name))
+    for name, path in extra.items():
+        _copy(path, os.path.join(draft, name))
     shutil.copyfile(_shipped_configuration(source), os.path.join(draft, CONFIGURATION))
-    # The compiled files carry the path that they will have, for tracebacks.
-    compileall.compile_dir(draft, stripdir=draft, prependdir=home, quiet=2, workers=1)
+
+
+def _copy(source: str, destination: str) -> None:
+    os.makedirs(os.path.dirname(destination), exist_ok=True)
+    if os.path.isdir(source):
+        shutil.copytree(source, destination, symlinks=True)
+    else:
+        shutil.copy(source, destination)
 
 
 def _replace(draft: str, home: str) -> None:
