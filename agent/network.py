@@ -11,7 +11,7 @@ import os
 
 from agent.api import agent_pb2, types_pb2
 from agent.errors import AgentError, InvalidSpec, step_error
-from agent.linux import netlink, procfs, uevent
+from agent.linux import netlink, procfs, syscalls, uevent
 from agent.linux.netlink import Address, Link, Netlink, Route
 
 TYPE_CHECKING = False
@@ -22,6 +22,9 @@ LINK_SECONDS = 3.0
 """how long update_interface waits for a device that was just plugged (kernel parameter
 agent.hotplug_timeout)
 """
+
+RESOLV_CONF = "/etc/resolv.conf"
+WRITABLE_RESOLV_CONF = "/run/kata-containers/sandbox/resolv.conf"
 
 _FAMILY = {netlink.AF_INET: types_pb2.v4, netlink.AF_INET6: types_pb2.v6}
 _SCOPE_LINK = netlink.SCOPE_LINK
@@ -261,14 +264,29 @@ def add_neighbours(wanted: Iterable[types_pb2.ARPNeighbor]) -> None:
         raise step_error("add neighbours", error) from error
 
 
-def write_dns(lines: Iterable[str], path: str = "/etc/resolv.conf") -> None:
-    """Write the pod's resolv.conf, line by line as the host sent it. Raises StepError."""
+def write_dns(lines: Iterable[str], path: str = RESOLV_CONF, writable: str = WRITABLE_RESOLV_CONF) -> None:
+    """Make the pod's resolv.conf of the lines that the host sent. Raises StepError.
+
+    The guest's root is read-only: there the file is written at `writable` and mounted over `path`.
+    """
+    text = "".join([line.rstrip("\n") + "\n" for line in lines])
     try:
-        with open(path, "w", encoding="utf-8") as file:
-            file.write("".join([line.rstrip("\n") + "\n" for line in lines]))
-        os.chmod(path, 0o644)
+        try:
+            _write(path, text)
+        except OSError as error:
+            if error.errno != errno.EROFS:
+                raise
+            os.makedirs(os.path.dirname(writable), exist_ok=True)
+            _write(writable, text)
+            syscalls.mount(writable, path, None, syscalls.MS_BIND)
     except OSError as error:
         raise step_error("write DNS configuration", error) from error
+
+
+def _write(path: str, text: str) -> None:
+    with open(path, "w", encoding="utf-8") as file:
+        file.write(text)
+    os.chmod(path, 0o644)
 
 
 def counters() -> list[agent_pb2.NetworkStats]:

@@ -259,3 +259,26 @@ def test_dns_is_written_line_by_line(tmp_path: Any) -> None:
     network.write_dns(["nameserver 10.0.0.1", "search a b\n"], path)
     with open(path) as file:
         assert file.read() == "nameserver 10.0.0.1\nsearch a b\n"
+
+
+def test_dns_on_a_read_only_root_is_mounted_over_the_file(tmp_path: Any) -> None:
+    """The guest's /etc cannot be written; the pod's file appears there nevertheless, and can be replaced.
+    """
+    (tmp_path / "etc").mkdir()
+    (tmp_path / "etc" / "resolv.conf").write_text("")
+    path, writable = str(tmp_path / "etc" / "resolv.conf"), str(tmp_path / "run" / "resolv.conf")
+
+    def act() -> list[str]:
+        syscalls.unshare(syscalls.CLONE_NEWNS)
+        syscalls.mount(None, "/", None, syscalls.MS_PRIVATE | syscalls.MS_REC)
+        etc = str(tmp_path / "etc")
+        syscalls.mount(etc, etc, None, syscalls.MS_BIND)
+        syscalls.mount(None, etc, None, syscalls.MS_BIND | syscalls.MS_REMOUNT | syscalls.MS_RDONLY)
+        texts = []
+        for name in ("first", "second"):
+            network.write_dns([f"nameserver {name}"], path, writable)
+            with open(path) as file:
+                texts.append(file.read())
+        return texts
+
+    assert forked.run(act) == ["nameserver first\n", "nameserver second\n"]
