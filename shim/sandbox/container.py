@@ -313,9 +313,7 @@ class Container:
         """What the guest's cgroup counts."""
         require(self.init.status, "stats", self.id)
         request = agent_pb2.StatsContainerRequest(container_id=self.id)
-        return self._home.agent.call(
-            "StatsContainer", request, agent_pb2.StatsContainerResponse, timeout
-        )
+        return self._home.agent.call("StatsContainer", request, agent_pb2.StatsContainerResponse, timeout)
 
     def resize(self, exec_id: str, columns: int, rows: int) -> None:
         """Size of the terminal; kept for later if the process is not there yet, nothing without a terminal.
@@ -522,6 +520,7 @@ class Container:
             self._home.agent.do("TtyWinResize", request)
         except errors.HakoError as exc:
             self._home.log("debug", f"resize {process.id}: {exc}")
+
 
 def _in_thread(function: Callable[[], None]) -> None:
     """Run away from the thread that answers for the connection or watches the children."""

@@ -110,9 +110,7 @@ class TaskService:
         process = container.process(request.exec_id)
         if request.exec_id:
             pid = container.start_exec(request.exec_id)
-            event: Any = events_pb2.TaskExecStarted(
-                container_id=request.id, exec_id=request.exec_id, pid=pid
-            )
+            event: Any = events_pb2.TaskExecStarted(container_id=request.id, exec_id=request.exec_id, pid=pid)
         else:
             pid = self.sandbox.start(container)
             event = events_pb2.TaskStart(container_id=request.id, pid=pid)
@@ -144,9 +142,7 @@ class TaskService:
         oci.check_process(process)
         names = Names(request.stdin, request.stdout, request.stderr, request.terminal)
         container.add_exec(request.exec_id, process, names)
-        self._publisher.publish(
-            events_pb2.TaskExecAdded(container_id=request.id, exec_id=request.exec_id)
-        )
+        self._publisher.publish(events_pb2.TaskExecAdded(container_id=request.id, exec_id=request.exec_id))
         return EMPTY
 
     def wait(self, request: task_pb2.WaitRequest) -> Deferred:

@@ -10,14 +10,16 @@ from pathlib import Path
 from typing import Any
 
 BUSYBOX = Path("/bin/busybox")
+# fmt: off
 APPLETS = [
     "sh", "ash", "cat", "echo", "sleep", "ls", "ps", "id", "true", "false", "env", "hostname", "mount",
     "umount", "stat", "dd", "head", "tail", "wc", "grep", "sed", "awk", "kill", "mkdir", "rm", "touch",
     "date", "uname", "test", "seq", "yes", "stty", "tty", "free", "df", "ip", "nc", "wget", "httpd",
     "find", "sort", "tr", "cut", "md5sum", "sha256sum", "printf", "readlink", "chmod", "chown", "ln",
     "cp", "mv", "sync", "nproc", "top", "nslookup", "ping", "getopt", "expr", "xargs", "usleep",
-    "ulimit"
+    "ulimit",
 ]
+# fmt: on
 PASSWD = b"root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534::/:/bin/false\n"
 REFERENCE = "docker.io/library/hako-busybox:latest"
 
