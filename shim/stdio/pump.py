@@ -4,6 +4,10 @@ Owns: the state of that direction (waiting to read, waiting to write, ended), ze
 back-pressure. Must not know: which stream it is, or who is at either end. Called by relay.py, in the loop's
 thread only.
 
+`framed`: the source is a stream from the guest, in which each piece has its length in front and length 0 is
+the end. The vsock device loses the tail of what a guest writes right before it closes, so its close cannot
+be the end.
+
 A side that is waited for is in the loop, the other one is not: epoll reports a hang-up of every registered
 descriptor for ever, whether it is asked for or not, and a stalled stream would spin.
 """
@@ -19,6 +23,7 @@ from agent.linux.loop import READABLE, WRITABLE, Loop
 
 CHUNK = 1 << 20  # what one splice may move: as much as the largest unprivileged pipe (fs.pipe-max-size) holds
 COPY_CHUNK = 1 << 16
+HEADER = 4  # bytes of a frame's length, big-endian
 TURNS = 8  # chunks per wake-up, so that one busy stream does not starve the others
 # The other side is gone: its reader closed a pipe, its machine died. For the stream this is simply the end.
 GONE = {errno.EPIPE, errno.ECONNRESET, errno.ENOTCONN, errno.EIO, errno.ESHUTDOWN}
@@ -42,7 +47,15 @@ class Pump:
     that.
     """
 
-    def __init__(self, loop: Loop, source: int, sink: int | Sink, ended: Callable[[Pump], None]) -> None:
+    def __init__(
+        self,
+        loop: Loop,
+        source: int,
+        sink: int | Sink,
+        ended: Callable[[Pump], None],
+        *,
+        framed: bool = False,
+    ) -> None:
         os.set_blocking(source, False)
         if isinstance(sink, int):
             os.set_blocking(sink, False)
@@ -52,6 +65,9 @@ class Pump:
         self._ended = ended
         self._splice = isinstance(sink, int)
         self._pending = b""  # copied but not yet written; only where splice is impossible
+        self._framed = framed
+        self._header = b""
+        self._left = 0 if framed else CHUNK  # of the frame
         self._waiting = -1
         self.done = False
 
@@ -111,12 +127,35 @@ class Pump:
 
     def _move(self, *, first: bool) -> bool:
         """Move one chunk. False when there is something to wait for, or nothing more to come."""
+        if self._left == 0 and not self._pending:
+            return self._read_header()
         return self._move_by_splice(first=first) if self._splice else self._move_by_copy()
+
+    def _read_header(self) -> bool:
+        """The length of the next frame; 0 is the end, and so is an end without it (the guest died)."""
+        self._wait_for_source()
+        try:
+            part = os.read(self._source, HEADER - len(self._header))
+        except BlockingIOError:
+            return False
+        self._header += part
+        if part and len(self._header) < HEADER:
+            return True
+        self._left = int.from_bytes(self._header, "big") if part else 0
+        self._header = b""
+        if not 0 < self._left <= CHUNK:
+            self.close()
+        return not self.done
+
+    def _moved(self, count: int) -> None:
+        if self._framed:
+            self._left -= count
 
     def _move_by_splice(self, *, first: bool) -> bool:
         assert isinstance(self._sink, int)
         try:
-            moved = os.splice(self._source, self._sink, CHUNK, flags=os.SPLICE_F_NONBLOCK | os.SPLICE_F_MOVE)
+            flags = os.SPLICE_F_NONBLOCK | os.SPLICE_F_MOVE
+            moved = os.splice(self._source, self._sink, self._left, flags=flags)
         except BlockingIOError:
             # Either the source is empty or the sink is full, and splice does not say which. The one that was
             # waited for was ready, so it is the other, unless something was moved since.
@@ -128,6 +167,7 @@ class Pump:
                 raise
             self._splice = False  # neither end is a pipe, or a file is in append mode
             return True
+        self._moved(moved)
         if moved == 0:
             self.close()
         elif self._waiting != self._source:
@@ -137,10 +177,11 @@ class Pump:
     def _move_by_copy(self) -> bool:
         if not self._pending:
             try:
-                self._pending = os.read(self._source, COPY_CHUNK)
+                self._pending = os.read(self._source, min(COPY_CHUNK, self._left))
             except BlockingIOError:
                 self._wait_for_source()
                 return False
+            self._moved(len(self._pending))
             if not self._pending:
                 self.close()
                 return False

@@ -76,7 +76,7 @@ class Relay:
             self._drained.set()
 
     def _output(self, source: socket, sink: int | Sink) -> Pump:
-        return Pump(self._loop, source.detach(), sink, self._output_ended)
+        return Pump(self._loop, source.detach(), sink, self._output_ended, framed=True)
 
     def start(self) -> None:
         """Begin moving, once the guest knows the channels."""

@@ -15,6 +15,7 @@ from agent.linux.loop import Loop
 from shim.errors import InvalidSpec
 from shim.stdio.fifo import Names
 from shim.stdio.relay import Relay, Streams
+from tests.framework.fakeguest import end_output, send_output
 from tests.framework.taskpod import Output
 
 
@@ -56,13 +57,40 @@ def test_output_is_complete_and_ends(loop: Loop, tmp_path: Path) -> None:
     """
     out, err = Output(tmp_path / "out"), Output(tmp_path / "err")
     relay, guest = connected(loop, Names("", out.path, err.path))
-    guest["stdout"].sendall(b"out")
-    guest["stderr"].sendall(b"err")
+    send_output(guest["stdout"], b"out")
+    send_output(guest["stderr"], b"err")
     assert not relay.drain(0.05)
     for sock in guest.values():
-        sock.close()
+        end_output(sock)
     assert (out.read_all(), err.read_all()) == (b"out", b"err")
     assert relay.drain(5)
+
+
+def finish(sock: socket, rest: bytes) -> None:
+    """Send the rest of a frame and the end."""
+    sock.settimeout(5)
+    sock.sendall(rest)
+    end_output(sock)
+
+
+def test_an_end_without_the_end_frame_is_an_end(loop: Loop, tmp_path: Path) -> None:
+    """The guest died in the middle of a piece: what came is passed on, then the client sees the end."""
+    out = Output(tmp_path / "out")
+    relay, guest = connected(loop, Names("", out.path))
+    guest["stdout"].sendall(bytes([0, 0, 0, 9]) + b"part")
+    guest["stdout"].close()
+    assert out.read_all() == b"part"
+    assert relay.drain(5)
+
+
+def test_frames_may_be_cut_anywhere(loop: Loop, tmp_path: Path) -> None:
+    """Headers and pieces that arrive byte by byte are put together; a following close loses nothing."""
+    out = Output(tmp_path / "out")
+    _relay, guest = connected(loop, Names("", out.path))
+    for byte in bytes([0, 0, 0, 3]) + b"abc" + bytes([0, 0, 0, 2]) + b"de" + bytes(4):
+        guest["stdout"].sendall(bytes([byte]))
+        time.sleep(0.002)
+    assert out.read_all() == b"abcde"
 
 
 def test_back_pressure_reaches_the_guest(loop: Loop, tmp_path: Path) -> None:
@@ -71,12 +99,19 @@ def test_back_pressure_reaches_the_guest(loop: Loop, tmp_path: Path) -> None:
     relay, guest = connected(loop, Names("", out.path))
     guest["stdout"].settimeout(0.5)
     sent = 0
+    frame = (65536).to_bytes(4, "big") + b"z" * 65536
+    rest = b""
     with pytest.raises(TimeoutError):
         while sent < 1 << 24:
-            sent += guest["stdout"].send(b"z" * 65536)
+            rest = rest or frame
+            count = guest["stdout"].send(rest)
+            rest, sent = rest[count:], sent + count
     assert sent < 1 << 22
-    guest["stdout"].close()
-    assert len(out.read_all()) == sent
+    ender = threading.Thread(target=finish, args=(guest["stdout"], rest))
+    ender.start()
+    frames = (sent + len(rest)) // len(frame)
+    assert len(out.read_all()) == frames * 65536
+    ender.join()
     assert relay.drain(5)
 
 
@@ -84,11 +119,11 @@ def test_a_reader_that_comes_back_gets_what_was_written(loop: Loop, tmp_path: Pa
     """containerd restarts: while nobody reads, writing neither fails nor is lost."""
     os.mkfifo(tmp_path / "out")
     _relay, guest = connected(loop, Names("", str(tmp_path / "out")))
-    guest["stdout"].sendall(b"while nobody reads")
+    send_output(guest["stdout"], b"while nobody reads")
     time.sleep(0.1)
     reader = os.open(tmp_path / "out", os.O_RDONLY | os.O_NONBLOCK)
     assert os.read(reader, 100) == b"while nobody reads"
-    guest["stdout"].close()
+    end_output(guest["stdout"])
     os.close(reader)
 
 
@@ -101,7 +136,7 @@ def test_an_idle_stream_costs_no_cpu(loop: Loop, tmp_path: Path) -> None:
     guest["stdout"].settimeout(0)
     with pytest.raises(BlockingIOError):
         while True:
-            guest["stdout"].send(b"z" * 65536)
+            guest["stdout"].send(bytes([0, 1, 0, 0]) + b"z" * 65536)
     guest["stdout"].close()
     time.sleep(0.2)
     before = time.process_time()
@@ -139,11 +174,11 @@ def test_close_ends_everything(loop: Loop, tmp_path: Path) -> None:
     """After the cap of the drain the client's fifo ends, whoever in the guest still holds the stream."""
     out = Output(tmp_path / "out")
     relay, guest = connected(loop, Names("", out.path))
-    guest["stdout"].sendall(b"some")
+    send_output(guest["stdout"], b"some")
     time.sleep(0.1)
     relay.close()
     assert out.read_all() == b"some"
-    guest["stdout"].close()
+    end_output(guest["stdout"])
 
 
 def test_files_are_appended_to(loop: Loop, tmp_path: Path) -> None:
@@ -151,9 +186,9 @@ def test_files_are_appended_to(loop: Loop, tmp_path: Path) -> None:
     name = f"file://{tmp_path}/logs/x.log"
     for word in (b"a", b"b"):
         relay, guest = connected(loop, Names("", name, name))
-        guest["stdout"].sendall(word)
+        send_output(guest["stdout"], word)
         for sock in guest.values():
-            sock.close()
+            end_output(sock)
         assert relay.drain(5)
     assert (tmp_path / "logs/x.log").read_bytes() == b"ab"
 
@@ -162,10 +197,10 @@ def test_a_cri_log_gets_both_streams(loop: Loop, tmp_path: Path) -> None:
     """cri-log:// formats and shares one file."""
     name = f"cri-log://{tmp_path}/x.log"
     relay, guest = connected(loop, Names("", name, name))
-    guest["stdout"].sendall(b"o\n")
-    guest["stderr"].sendall(b"e\n")
+    send_output(guest["stdout"], b"o\n")
+    send_output(guest["stderr"], b"e\n")
     for sock in guest.values():
-        sock.close()
+        end_output(sock)
     assert relay.drain(5)
     lines = sorted(line.split(" ", 1)[1] for line in (tmp_path / "x.log").read_text().splitlines())
     assert lines == ["stderr F e", "stdout F o"]
@@ -176,8 +211,8 @@ def test_a_process_without_streams_has_its_output_discarded(loop: Loop) -> None:
     relay, guest = connected(loop, Names())
     assert list(guest) == ["stdout"]
     guest["stdout"].settimeout(5)
-    guest["stdout"].sendall(b"z" * (1 << 21))
-    guest["stdout"].close()
+    send_output(guest["stdout"], b"z" * (1 << 21))
+    end_output(guest["stdout"])
     assert relay.drain(5)
 
 

@@ -31,6 +31,22 @@ def _in_thread(function: Callable[[], None]) -> None:
     threading.Thread(target=function, daemon=True).start()
 
 
+def send_output(sock: socket, data: bytes) -> None:
+    """Output as the agent sends it: pieces of at most 64 KiB with their length in front."""
+    for at in range(0, len(data), 65536):
+        piece = data[at : at + 65536]
+        sock.sendall(len(piece).to_bytes(4, "big") + piece)
+
+
+def end_output(sock: socket) -> None:
+    """The end of an output: length 0, then the socket goes."""
+    try:
+        sock.sendall(bytes(4))
+    except OSError:
+        pass
+    sock.close()
+
+
 class FakeProcess:
     """A process that the fake agent plays; `end(status)` from any thread, once."""
 
@@ -63,7 +79,7 @@ class FakeProcess:
     def write(self, data: bytes) -> None:
         """Output."""
         if "stdout" in self.streams:
-            self.streams["stdout"].sendall(data)
+            send_output(self.streams["stdout"], data)
 
     def end(self, status: int) -> None:
         """The process has ended: streams close, WaitProcess answers."""
@@ -72,8 +88,8 @@ class FakeProcess:
                 return
             self.status = status
             waiters, self.waiters = self.waiters, []
-        for sock in self.streams.values():
-            sock.close()
+        for name, sock in self.streams.items():
+            end_output(sock) if name != "stdin" else sock.close()
         for waiter in waiters:
             waiter.resolve(agent_pb2.WaitProcessResponse(status=status))
 
