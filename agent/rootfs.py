@@ -65,7 +65,10 @@ class Root:
         try:
             return self.open(path, os.O_PATH | os.O_DIRECTORY)
         except FileNotFoundError:
-            return self.open(self._make(path, make_directory), os.O_PATH | os.O_DIRECTORY)
+            pass
+        if self._make_last(path):
+            return self.open(path, os.O_PATH | os.O_DIRECTORY)
+        return self.open(self._make(path, make_directory), os.O_PATH | os.O_DIRECTORY)
 
     def file(self, path: str) -> int:
         """Open a file of any kind, made empty with its parents where it is missing."""
@@ -97,6 +100,25 @@ class Root:
                 detail = "must be mounted on an ordinary directory, not reached through a symlink"
                 raise StepError("mount", error.errno, path, detail) from None
             raise
+
+    def _make_last(self, path: str) -> bool:
+        """Make a directory whose parent exists, the usual case; False where it takes more."""
+        above, _, name = path.rpartition("/")
+        if name in ("", ".", ".."):
+            return False
+        try:
+            directory = self.open(above, os.O_PATH | os.O_DIRECTORY)
+        except FileNotFoundError:
+            return False
+        try:
+            make_directory(name, directory)
+        except FileExistsError:
+            return False  # a symlink that leads to nothing
+        except OSError as error:
+            raise OSError(error.errno, os.strerror(error.errno or 0), path) from None
+        finally:
+            os.close(directory)
+        return True
 
     def _make(self, path: str, make_last: Maker) -> str:
         """Make what is missing of `path`; its form without symlinks. Also makes what a dangling symlink

@@ -46,10 +46,12 @@ FAILED_STATUS = 1
 class Child:
     """What the steps share: the way to the agent, and the name of the step that is under way."""
 
-    __slots__ = ("channel", "step")
+    __slots__ = ("channel", "null", "step")
 
     def __init__(self, channel: Channel) -> None:
         self.channel = channel
+        self.null = -1
+        """the agent's /dev/null: the container's could be anything"""
         self.step = "fork"
 
     def wait_for(self, kind: int) -> bytes:
@@ -123,6 +125,7 @@ def _detach(child: Child, process: ProcessPlan, keep: list[int]) -> None:
         if _signal.getsignal(signum) == _signal.SIG_IGN:
             _signal.signal(signum, _signal.SIG_DFL)
     close_all_but([child.channel.fileno(), *process.stdio, *keep])
+    child.null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
     os.umask(0)
 
 
@@ -394,9 +397,7 @@ def _set_stdio(process: ProcessPlan, child: Child, terminal: int, user: users.Us
             os.dup2(fd, target)
             os.close(fd)
         else:
-            null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
-            os.dup2(null, target)
-            os.close(null)
+            os.dup2(child.null, target)
 
 
 def _give_to_user(fd: int, user: users.User) -> None:

@@ -1,10 +1,12 @@
 """Moves a stream's bytes from one descriptor to another inside the loop, as fast as the slower end takes
 them.
 
-Owns: splice(2) where one end is a pipe, read and write where none is (a terminal), and waiting on exactly the
-end that holds the stream up, so that a slow reader stops the writer and nothing is kept in memory. Knows
-nothing of processes. Called by agent.process.stdio. Both descriptors are made non-blocking; the pump does not
-close them.
+Owns: splice(2) where one end is a pipe, the frames of output, and waiting on exactly the end that holds the
+stream up, so that a slow reader stops the writer and at most one chunk is kept in memory. Knows nothing of
+processes. Called by agent.process.stdio. Both descriptors are made non-blocking; a flow does not close them.
+
+Input comes as it is. Output goes in chunks with their length in front, length 0 being the end, because the
+vsock device can lose the tail of what a guest sends right before it closes: see agent/api/README.md.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ from __future__ import annotations
 import errno
 import os
 import select
+import struct
 
 from agent.linux.loop import READABLE, WRITABLE
 
@@ -22,38 +25,31 @@ if TYPE_CHECKING:
     from agent.linux.loop import Loop
 
 CHUNK = 1 << 16
+HEADER = 4
 BURST = 16
 """Chunks moved before the loop serves others."""
-_FLAGS = os.SPLICE_F_NONBLOCK | os.SPLICE_F_MOVE
+_SPLICE_FLAGS = os.SPLICE_F_NONBLOCK | os.SPLICE_F_MOVE
 _SOURCE_EMPTY, _SINK_FULL, _MOVED, _ENDED = range(4)
 
+# One thread, and nothing stays in it between two calls. A frame with its header is one packet of vsock.
+_frame = memoryview(bytearray(CHUNK))
+_body = _frame[HEADER:]
 
-class Pump:
+
+class Flow:
     """One direction of one stream. `on_end` is called once: end of the source, or an end is broken."""
 
-    __slots__ = (
-        "_loop",
-        "_on_end",
-        "_pending",
-        "_sink",
-        "_source",
-        "_splice",
-        "_waiting_for",
-        "ended",
-        "moved",
-    )
+    __slots__ = ("_loop", "_on_end", "_sink", "_source", "_waiting_for", "ended", "moved")
 
     def __init__(self, loop: Loop, source: int, sink: int, on_end: Callable[[], None]) -> None:
         self._loop = loop
         self._source = source
         self._sink = sink
         self._on_end = on_end
-        self._splice = True
-        self._pending = b""
         self._waiting_for = -1
         self.ended = False
         self.moved = 0
-        """bytes so far"""
+        """bytes taken from the source so far"""
         os.set_blocking(source, False)
         os.set_blocking(sink, False)
 
@@ -74,70 +70,42 @@ class Pump:
             if self.ended:
                 return
             if self.moved == before and self._waiting_for == self._source:
-                self._end()
+                self.finish()
             else:
                 self.end_when_quiet(seconds)
 
         self._loop.call_later(seconds, check)
 
-    def run(self) -> None:
+    def finish(self) -> None:
+        """The source counts as ended."""
+        self.stop()
+        self._on_end()
+
+    def run(self, _events: int = 0) -> None:
         """Move what can be moved now; then wait for the end that is in the way."""
+        if self.ended:
+            return
         for _ in range(BURST):
             outcome = self._move()
             if outcome == _MOVED:
                 continue
             if outcome == _ENDED:
-                self._end()
+                self.stop()
+                self._on_end()
             elif outcome == _SINK_FULL:
                 self._wait(self._sink, WRITABLE)
             else:
                 self._wait(self._source, READABLE)
             return
 
-    def _ready(self, _events: int) -> None:
-        if not self.ended:
-            self.run()
-
     def _move(self) -> int:
-        if not self._splice:
-            return self._copy()
-        try:
-            count = os.splice(self._source, self._sink, CHUNK, flags=_FLAGS)
-        except BlockingIOError:
-            return _SINK_FULL if _has_data(self._source) else _SOURCE_EMPTY
-        except OSError as error:
-            if error.errno == errno.EINVAL:  # neither end is a pipe
-                self._splice = False
-                return self._copy()
-            return _ENDED  # EPIPE, ECONNRESET, or EIO of a terminal that nobody has open
-        self.moved += count
-        return _MOVED if count else _ENDED
-
-    def _copy(self) -> int:
-        try:
-            if not self._pending:
-                self._pending = os.read(self._source, CHUNK)
-                if not self._pending:
-                    return _ENDED
-        except BlockingIOError:
-            return _SOURCE_EMPTY
-        except OSError:
-            return _ENDED
-        try:
-            count = os.write(self._sink, self._pending)
-        except BlockingIOError:
-            return _SINK_FULL
-        except OSError:
-            return _ENDED
-        self._pending = self._pending[count:]
-        self.moved += count
-        return _MOVED
+        raise NotImplementedError
 
     def _wait(self, fd: int, events: int) -> None:
         """Wait for one end only: epoll reports a hang-up of the other one again and again."""
         if self._waiting_for != fd:
             self._unwait()
-            self._loop.add(fd, events, self._ready)
+            self._loop.add(fd, events, self.run)
             self._waiting_for = fd
 
     def _unwait(self) -> None:
@@ -145,9 +113,126 @@ class Pump:
             self._loop.remove(self._waiting_for)
             self._waiting_for = -1
 
-    def _end(self) -> None:
-        self.stop()
-        self._on_end()
+
+class Input(Flow):
+    """Raw bytes into a pipe or terminal."""
+
+    __slots__ = ("_pending", "_splice")
+
+    def __init__(self, loop: Loop, source: int, sink: int, on_end: Callable[[], None]) -> None:
+        super().__init__(loop, source, sink, on_end)
+        self._splice = True
+        self._pending = b""
+
+    def _move(self) -> int:
+        if not self._splice:
+            return self._copy()
+        try:
+            count = os.splice(self._source, self._sink, CHUNK, flags=_SPLICE_FLAGS)
+        except BlockingIOError:
+            return _SINK_FULL if _has_data(self._source) else _SOURCE_EMPTY
+        except OSError as error:
+            if error.errno == errno.EINVAL:  # neither end is a pipe, or this kind of socket cannot
+                self._splice = False
+                return self._copy()
+            return _ENDED  # EPIPE, ECONNRESET
+        self.moved += count
+        return _MOVED if count else _ENDED
+
+    def _copy(self) -> int:
+        if not self._pending:
+            try:
+                self._pending = os.read(self._source, CHUNK)
+            except BlockingIOError:
+                return _SOURCE_EMPTY
+            except OSError:
+                return _ENDED
+            if not self._pending:
+                return _ENDED
+            self.moved += len(self._pending)
+        try:
+            self._pending = self._pending[os.write(self._sink, self._pending) :]
+        except BlockingIOError:
+            return _SINK_FULL
+        except OSError:
+            return _ENDED
+        return _MOVED
+
+
+class Output(Flow):
+    """Frames out of a pipe or terminal, the last one empty. A frame is never split by waiting for more data.
+
+    Copied and not spliced: what splice would save is lost to a system call and a vsock packet of its own
+    for each header.
+    """
+
+    __slots__ = ("_finishing", "_pending")
+
+    def __init__(self, loop: Loop, source: int, sink: int, on_end: Callable[[], None]) -> None:
+        super().__init__(loop, source, sink, on_end)
+        self._finishing = False
+        self._pending: bytes | memoryview = b""
+
+    def finish(self) -> None:
+        """Send the end."""
+        self._finishing = True
+        self._pending = bytes(HEADER)
+        self.run()
+
+    def _move(self) -> int:
+        if not self._pending:
+            if self._finishing:
+                return _ENDED
+            try:
+                count = os.readv(self._source, [_body])
+            except BlockingIOError:
+                return _SOURCE_EMPTY
+            except OSError:  # EIO: a terminal that nobody has open
+                count = 0
+            struct.pack_into(">I", _frame, 0, count)
+            self._pending = _frame[: HEADER + count]
+            self._finishing = not count
+            self.moved += count
+        return self._send()
+
+    def _send(self) -> int:
+        try:
+            count = os.write(self._sink, self._pending)
+        except BlockingIOError:
+            self._pending = bytes(self._pending)  # the buffer is everybody's
+            return _SINK_FULL
+        except OSError:
+            return _ENDED
+        self._pending = bytes(self._pending[count:])
+        return _MOVED
+
+
+def close_after_peer(loop: Loop, sock: int, seconds: float) -> Callable[[], None]:
+    """Close `sock` once its peer has, or after `seconds`. Returns what closes it at once. Idempotent."""
+    open_fds = [sock]
+
+    def close() -> None:
+        if open_fds:
+            loop.remove(sock)
+            os.close(open_fds.pop())
+
+    def ready(_events: int) -> None:
+        try:
+            if os.read(sock, HEADER):
+                return  # nothing is expected from there
+        except BlockingIOError:
+            return
+        except OSError:
+            pass
+        close()
+
+    try:
+        loop.add(sock, READABLE, ready)
+    except PermissionError:  # /dev/null
+        os.close(open_fds.pop())
+    else:
+        loop.call_later(seconds, close)
+    return close
 
 
 def _has_data(fd: int) -> bool:

@@ -47,6 +47,10 @@ class Output:
             self._loop.add(self._fd, READABLE, self._ready)
         return lambda: self._cancel(entry)
 
+    def has_reader(self) -> bool:
+        """Whether somebody waits for output."""
+        return bool(self._waiting)
+
     def end(self) -> None:
         """Close; all who wait get the end, and everybody who comes later."""
         if self._fd < 0:

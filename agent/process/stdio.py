@@ -13,9 +13,7 @@ from __future__ import annotations
 import os
 
 from agent.errors import Unsupported
-from agent.process import pty
-from agent.process.pump import Pump
-from agent.process.rpcstream import Input, Output
+from agent.process import pty, pump, rpcstream
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -28,6 +26,8 @@ TERMINAL_QUIET = 0.5
 """Seconds without output after which the terminal of a process that has exited is closed."""
 STDIN_QUIET = 0.2
 """Seconds that CloseStdin leaves to data that are still on their way on a raw stream."""
+PEER_CLOSES = 10.0
+"""Seconds that the host has to close a stream whose end it was told."""
 STDIN, STDOUT, STDERR = 0, 1, 2
 NAMES = ("stdin", "stdout", "stderr")
 
@@ -65,14 +65,16 @@ class Stdio:
         self._sockets = [plan.stdin, plan.stdout, plan.stderr]
         self._child = [-1, -1, -1]
         self._ours = [-1, -1, -1]
-        self._pumps: dict[int, Pump] = {}
-        self._input: Input | None = None
-        self._outputs: dict[int, Output] = {}
+        self._flows: dict[int, pump.Flow] = {}
+        self._closing: list[Callable[[], None]] = []
+        self._input: rpcstream.Input | None = None
+        self._outputs: dict[int, rpcstream.Output] = {}
         self._open_outputs: set[int] = set()
         self._on_drained: list[Callable[[], None]] = []
         self._size: tuple[int, int] | None = None
         self._begun = False
         self._exited = False
+        self._watching_quiet = False
         self.terminal = plan.terminal
         if not plan.terminal:
             self._make_pipes()
@@ -91,9 +93,7 @@ class Stdio:
         return list(self._child)
 
     def give_to(self, uid: int, gid: int) -> None:
-        """Make the pipes' owner the root user of a user namespace, who may then give them to the process's
-        user.
-        """
+        """Make the root of a user namespace their owner, who may then give them to the process's user."""
         for fd in self._child:
             if fd >= 0:
                 os.fchown(fd, uid, gid)
@@ -106,12 +106,10 @@ class Stdio:
                 self._child[number] = -1
 
     def attach_terminal(self, master: int) -> None:
-        """Take the terminal that the child made. Input gets a descriptor of its own: the loop knows one fd
-        once.
-        """
+        """Take the terminal that the child made."""
         self._ours[STDOUT] = master
         if self._plan.rpc or self._sockets[STDIN] is not None:
-            self._ours[STDIN] = os.dup(master)
+            self._ours[STDIN] = os.dup(master)  # the loop knows each descriptor once
         if self._size is not None:
             pty.set_size(master, *self._size)
 
@@ -125,22 +123,24 @@ class Stdio:
             self._begin_streams()
 
     def _begin_rpc(self) -> None:
-        self._input = Input(self._loop, self._ours[STDIN])
+        self._input = rpcstream.Input(self._loop, self._ours[STDIN])
         for number in self._open_outputs:
-            self._outputs[number] = Output(self._loop, self._ours[number], self._ender(number))
+            self._outputs[number] = rpcstream.Output(self._loop, self._ours[number], self._ender(number))
 
     def _begin_streams(self) -> None:
         for number in (STDIN, STDOUT, STDERR):
             sock, ours = self._sockets[number], self._ours[number]
             if ours < 0:
                 continue
-            if (
-                sock is None
-            ):  # a terminal whose output nobody wants: read it all the same, or the process would stop
+            if sock is None:
+                # A terminal whose output nobody wants is read all the same, or the process would stop.
                 sock = self._sockets[number] = os.open("/dev/null", os.O_WRONLY | os.O_CLOEXEC)
-            source, sink = (sock, ours) if number == STDIN else (ours, sock)
-            self._pumps[number] = Pump(self._loop, source, sink, self._ender(number))
-            self._pumps[number].begin()
+            if number == STDIN:
+                flow: pump.Flow = pump.Input(self._loop, sock, ours, self._ender(number))
+            else:
+                flow = pump.Output(self._loop, ours, sock, self._ender(number))
+            self._flows[number] = flow
+            flow.begin()
 
     # --- while it runs --------------------------------------------------------------------------------------
 
@@ -152,7 +152,10 @@ class Stdio:
         if output is None:  # the stderr of a terminal, or a process that has not begun
             done(b"")
             return _nothing
-        return output.read(size, done)
+        cancel = output.read(size, done)
+        if self._exited and self.terminal:
+            self._end_output_when_quiet()
+        return cancel
 
     def write_stdin(self, data: bytes, done: WriteDone) -> None:
         """Write all of `data` for the process, then call `done(count, error or None)`."""
@@ -166,8 +169,8 @@ class Stdio:
             return
         if self._input is not None:
             self._input.close()
-        elif STDIN in self._pumps:
-            self._pumps[STDIN].end_when_quiet(STDIN_QUIET)
+        elif STDIN in self._flows:
+            self._flows[STDIN].end_when_quiet(STDIN_QUIET)
 
     def resize(self, rows: int, columns: int) -> None:
         """Set the terminal's size; kept for later while there is none yet. Unsupported without a terminal."""
@@ -194,9 +197,9 @@ class Stdio:
         self._end_input()
         if self.terminal and STDOUT in self._open_outputs:
             if self._plan.rpc:
-                self._end_output_when_quiet(self._outputs[STDOUT].received)
+                self._end_output_when_quiet()
             else:
-                self._pumps[STDOUT].end_when_quiet(TERMINAL_QUIET)
+                self._flows[STDOUT].end_when_quiet(TERMINAL_QUIET)
 
     def close(self) -> None:
         """Let go of everything at once; data that are still in the pipes are lost."""
@@ -205,28 +208,36 @@ class Stdio:
         for number in (STDOUT, STDERR):
             if number in self._outputs:
                 self._outputs[number].end()
-            elif number in self._pumps and not self._pumps[number].ended:
-                self._pumps[number].stop()
-                self._ended(number)
             else:
+                if number in self._flows and not self._flows[number].ended:
+                    self._flows[number].stop()
+                    self._ended(number)
                 self._close(number)
+        while self._closing:
+            self._closing.pop()()
 
     def _end_input(self) -> None:
         if self._input is not None:
             self._input.end()
             self._ours[STDIN] = -1
-        elif STDIN in self._pumps:
-            self._pumps[STDIN].stop()
+        elif STDIN in self._flows:
+            self._flows[STDIN].stop()
         self._close(STDIN)
 
-    def _end_output_when_quiet(self, before: int) -> None:
+    def _end_output_when_quiet(self) -> None:
+        """End a terminal that is read by RPC once a reader has waited in vain. Unread output is not lost."""
         output = self._outputs[STDOUT]
+        before = output.received
+        if self._watching_quiet or not output.has_reader():
+            return
+        self._watching_quiet = True
 
         def check() -> None:
-            if output.received == before:
+            self._watching_quiet = False
+            if output.received == before and output.has_reader():
                 output.end()
             else:
-                self._end_output_when_quiet(output.received)
+                self._end_output_when_quiet()
 
         self._loop.call_later(TERMINAL_QUIET, check)
 
@@ -236,6 +247,10 @@ class Stdio:
     def _ended(self, number: int) -> None:
         if number in self._outputs:
             self._ours[number] = -1  # closed by its owner
+        sock = self._sockets[number]
+        if number != STDIN and sock is not None:
+            self._sockets[number] = None
+            self._closing.append(pump.close_after_peer(self._loop, sock, PEER_CLOSES))
         self._close(number)
         self._open_outputs.discard(number)
         if not self._open_outputs and number != STDIN:

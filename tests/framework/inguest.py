@@ -28,15 +28,18 @@ from tests.framework import forked
 
 Result = TypeVar("Result")
 BUSYBOX = "/bin/busybox"
-APPLETS = (
-    "sh cat echo id ls pwd env mount umount hostname stty tty sleep true false readlink touch mkdir ulimit test "
-    "kill ps wc head dd stat ln rm sync grep cut nproc printenv chroot mknod chmod unshare nsenter ip od seq trap "
-    "tail df date sha1sum dnsdomainname"
-).split()
-DEFAULT_CAPS = (
-    "CHOWN DAC_OVERRIDE FSETID FOWNER MKNOD NET_RAW SETGID SETUID SETFCAP SETPCAP NET_BIND_SERVICE SYS_CHROOT KILL "
-    "AUDIT_WRITE"
-).split()
+APPLETS = [
+    "sh", "cat", "echo", "id", "ls", "pwd", "env", "mount", "umount", "hostname", "stty", "tty",
+    "sleep", "true", "false", "readlink", "touch", "mkdir", "ulimit", "test", "kill", "ps", "wc",
+    "head", "dd", "stat", "ln", "rm", "sync", "grep", "cut", "nproc", "printenv", "chroot", "mknod",
+    "chmod", "unshare", "nsenter", "ip", "od", "seq", "trap", "tail", "df", "date", "sha1sum",
+    "dnsdomainname",
+]  # fmt: skip
+DEFAULT_CAPS = [
+    "CHOWN", "DAC_OVERRIDE", "FSETID", "FOWNER", "MKNOD", "NET_RAW", "SETGID", "SETUID", "SETFCAP",
+    "SETPCAP", "NET_BIND_SERVICE", "SYS_CHROOT", "KILL", "AUDIT_WRITE",
+]  # fmt: skip
+MASKED = ["/proc/acpi", "/proc/kcore", "/proc/keys", "/proc/timer_list", "/proc/scsi", "/sys/firmware"]
 NEW_NAMESPACES = ["pid", "mount", "ipc", "uts", "network", "cgroup"]
 
 need_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: namespaces, mounts, device nodes")
@@ -153,10 +156,10 @@ class Streams:
     def __init__(self, stdin: bytes = b"") -> None:
         self._pairs = [socket.socketpair() for _ in range(3)]
         self._stdin = stdin
-        self.collected = [b"", b"", b""]
+        self.collected = [bytearray(), bytearray(), bytearray()]
         self._ended = [False, False, False]
         for ours, _ in self._pairs:
-            ours.setblocking(False)
+            os.set_blocking(ours.fileno(), False)
 
     def plan(self) -> StdioPlan:
         """The agent's ends."""
@@ -179,7 +182,11 @@ class Streams:
         guest.until(over, seconds)
         assert process.exit_status is not None
         self.close()
-        return Finished(process.exit_status, self.collected[1].decode(), self.collected[2].decode())
+        return Finished(process.exit_status, self.text(1), self.text(2))
+
+    def text(self, number: int) -> str:
+        """What came on stdout (1) or stderr (2) so far; bytes that are no text stay recognizable."""
+        return unframe(self.collected[number]).decode("utf-8", "surrogateescape")
 
     def close(self) -> None:
         """Close the caller's ends."""
@@ -210,6 +217,16 @@ class Streams:
             self._ended[number] = not data
 
 
+def unframe(data: bytes | bytearray) -> bytes:
+    """The bytes of a framed output stream, complete frames only."""
+    found, at = [], 0
+    while at + 4 <= len(data):
+        size = int.from_bytes(data[at : at + 4], "big")
+        found.append(bytes(data[at + 4 : at + 4 + size]))
+        at += 4 + size
+    return b"".join(found)
+
+
 def merge(mapping: dict[str, Any], key: str, value: Any) -> None:
     """Replace `key` where the default spec has it, else add it to the spec itself; `process=` etc. update."""
     if key in ("process", "linux", "root") and isinstance(value, dict):
@@ -236,14 +253,7 @@ def default_spec(args: list[str]) -> dict[str, Any]:
         "mounts": default_mounts(),
         "linux": {
             "namespaces": [{"type": kind} for kind in NEW_NAMESPACES],
-            "maskedPaths": [
-                "/proc/acpi",
-                "/proc/kcore",
-                "/proc/keys",
-                "/proc/timer_list",
-                "/proc/scsi",
-                "/sys/firmware",
-            ],
+            "maskedPaths": MASKED,
             "readonlyPaths": ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"],
         },
     }
@@ -252,15 +262,26 @@ def default_spec(args: list[str]) -> dict[str, Any]:
 def default_mounts() -> list[dict[str, Any]]:
     """The usual seven."""
     safe = ["nosuid", "noexec", "nodev"]
+    small = ["nosuid", "strictatime", "mode=755", "size=65536k"]
+    pts = ["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"]
     return [
-        {"destination": "/proc", "type": "proc", "source": "proc", "options": safe},
-        {"destination": "/dev", "type": "tmpfs", "source": "tmpfs", "options": ["nosuid", "strictatime", "mode=755", "size=65536k"]},
-        {"destination": "/dev/pts", "type": "devpts", "source": "devpts", "options": ["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"]},
-        {"destination": "/dev/shm", "type": "tmpfs", "source": "shm", "options": [*safe, "mode=1777", "size=65536k"]},
-        {"destination": "/dev/mqueue", "type": "mqueue", "source": "mqueue", "options": safe},
-        {"destination": "/sys", "type": "sysfs", "source": "sysfs", "options": [*safe, "ro"]},
-        {"destination": "/run", "type": "tmpfs", "source": "tmpfs", "options": ["nosuid", "strictatime", "mode=755", "size=65536k"]},
-    ]  # fmt: skip
+        _mount("/proc", "proc", "proc", safe),
+        _mount("/dev", "tmpfs", "tmpfs", small),
+        _mount("/dev/pts", "devpts", "devpts", pts),
+        _mount("/dev/shm", "tmpfs", "shm", [*safe, "mode=1777", "size=65536k"]),
+        _mount("/dev/mqueue", "mqueue", "mqueue", safe),
+        _mount("/sys", "sysfs", "sysfs", [*safe, "ro"]),
+        _mount("/run", "tmpfs", "tmpfs", small),
+    ]
+
+
+def _mount(destination: str, fstype: str, source: str, options: list[str]) -> dict[str, Any]:
+    return {"destination": destination, "type": fstype, "source": source, "options": options}
+
+
+def bind(source: Path | str, destination: str, *options: str) -> dict[str, Any]:
+    """An OCI bind mount."""
+    return _mount(destination, "bind", str(source), ["rbind", "rprivate", *options])
 
 
 def make_rootfs(root: Path) -> None:
