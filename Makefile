@@ -59,7 +59,7 @@ uninstall:
 
 test-trixie:
 	@$(SETUP) run test
-	$(PYTHON) -m tests.framework.trixie TESTS="$(TESTS)"
+	$(PYTHON) -m tests.framework.trixie test TESTS="$(TESTS)"
 
 clean:
 	rm -rf build .venv .mypy_cache .ruff_cache .pytest_cache hako.egg-info

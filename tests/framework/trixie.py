@@ -2,8 +2,8 @@
 
 Owns: the chroot below build/, its base system (made once by mmdebstrap from the machine's own mirror, kept
 as an archive in the cache) and everything mounted in it. All of that happens in mount and pid namespaces of
-its own, so that whatever ends this process takes mounts and processes with it. Usage: python -m
-tests.framework.trixie [make arguments...]     such as TESTS=tests/unit
+its own, so that whatever ends this process takes mounts and processes with it.
+Usage: python -m tests.framework.trixie [make arguments...]     such as test TESTS=tests/unit
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ def main(arguments: Sequence[str]) -> int:
     if os.environ.get("HAKO_TRIXIE") != "inside":
         return _again_in_namespaces(arguments)
     with _chroot(_base()) as root:
-        print(f"hako: make test in Debian 13, {root}", flush=True)
-        command = ["chroot", str(root), "make", "-C", "/root/hako", "test", *arguments]
+        print(f"make {' '.join(arguments)}, in Debian 13, {root}", flush=True)
+        command = ["chroot", str(root), "make", "-C", "/root/hako", *arguments]
         return subprocess.run(command, env=_environment(), check=False).returncode
 
 
