@@ -1,0 +1,82 @@
+"""The cache of built things: /var/cache/hako/<kind>/<key>/, made once per key, by one process at a time, all or nothing.
+
+Owns keys (hash of everything that goes into a result), locks and the move into place. Knows nothing of what is built.
+"""
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+KEY_LENGTH = 24
+
+
+def cache_root() -> Path:
+    """The cache directory on the host: HAKO_CACHE_DIR or /var/cache/hako (the same rule as shim/paths.py)."""
+    return Path(os.environ.get("HAKO_CACHE_DIR") or "/var/cache/hako")
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file's content, in hex."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def key(inputs: Iterable[tuple[str, str | bytes]]) -> str:
+    """One short hex name for (label, content) pairs: any change of a label, a content or their order changes it."""
+    total = hashlib.sha256()
+    for label, content in inputs:
+        data = content.encode() if isinstance(content, str) else content
+        total.update(f"{len(label)}:{label}{len(data)}:".encode() + data)
+    return total.hexdigest()[:KEY_LENGTH]
+
+
+def file_inputs(paths: Iterable[Path]) -> list[tuple[str, str]]:
+    """Files as inputs of a key, by name and content."""
+    return [(path.name, file_digest(path)) for path in paths]
+
+
+def ensure(kind: str, name: str, make: Callable[[Path], None]) -> Path:
+    """The directory <cache>/<kind>/<name>, made by `make(empty directory)` unless it is there already.
+
+    Two processes that want the same wait for one another; a `make` that raises leaves nothing behind.
+    """
+    target = cache_root() / kind / name
+    if target.is_dir():
+        return target
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with _locked(target.parent / f".{name}.lock"):
+        if not target.is_dir():
+            _make_in_place(target, make)
+    return target
+
+
+def publish(directory: Path, out: Path) -> None:
+    """Copies the files of a cache entry to a directory that the user named."""
+    out.mkdir(parents=True, exist_ok=True)
+    for path in sorted(directory.iterdir()):
+        shutil.copy2(path, out / path.name)
+
+
+def _make_in_place(target: Path, make: Callable[[Path], None]) -> None:
+    partial = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    try:
+        make(partial)
+        # Readable for the unprivileged user that the VMM runs as; mkdtemp makes 0700.
+        partial.chmod(0o755)
+        partial.rename(target)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    with path.open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
