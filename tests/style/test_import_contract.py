@@ -27,6 +27,7 @@ SHIM_LINES: list[tuple[str, set[str]]] = [
             "errors",
             "tools",
             "watch",
+            "answers",
         },
     ),
 ]

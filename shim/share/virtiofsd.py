@@ -1,0 +1,162 @@
+"""The daemon that shows the share to the guest: C virtiofsd (QEMU up to 7.2) or the Rust one.
+
+Owns: which daemon there is and what it understands, its command line (pure, tests/golden/virtiofsd/), its
+start and end. Must not know: what is in the share, the VMM. Called by sandbox/builder.py.
+
+The socket is made, bound and connected here before the daemon starts, which gets the listening end: there
+is nothing to wait for, and its path is gone at once. The daemon is always sandboxed: own mount, pid and
+network namespace, pivot_root into the share, few capabilities, seccomp that kills; without it a guest's raw
+FUSE request with an absolute name escapes (CVE-2026-47243).
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from typing import NamedTuple
+
+from shim import answers, process
+from shim.config import ShareConfig
+from shim.errors import HakoError, NotFound
+from shim.process import Child, Confinement
+
+# Where distributions put it; the Rust one first, it is the maintained one.
+PLACES = ("/usr/libexec/virtiofsd", "/usr/lib/virtiofsd", "/usr/lib/qemu/virtiofsd")
+VERSION_TIMEOUT = 10.0
+# Files that a guest may have open; 0 would keep ours, which is what a daemon without CAP_SYS_RESOURCE must
+# do.
+WANTED_FILES = 1_000_000
+
+
+class Daemon(NamedTuple):
+    """A virtiofsd. `kind` is "c" or "rust"."""
+
+    path: str
+    kind: str
+
+
+class VirtioFs(NamedTuple):
+    """A running daemon. `vm_fd` is the VMM's end of the vhost-user connection: hand it over, close it."""
+
+    child: Child
+    vm_fd: int
+
+
+def find(configured: str = "") -> Daemon:
+    """The daemon to use: the configured one, or the first of PLACES. Raises NotFound."""
+    from shim import tools
+
+    path = configured or tools.find("virtiofsd-rust", PLACES)
+    if not path:
+        raise NotFound(
+            "no virtiofsd",
+            step="share",
+            hint="apt-get install virtiofsd (Debian 13) or qemu-system-common (12)",
+        )
+    return Daemon(path, kind_of(path))
+
+
+def kind_of(path: str) -> str:
+    """Which command line the program understands. Raises CommandFailed if it does not run."""
+
+    def ask() -> str:
+        said = process.run([path, "--version"], VERSION_TIMEOUT).decode("utf-8", "replace")
+        return "c" if "FUSE kernel interface" in said else "rust"
+
+    return answers.cached("virtiofsd", [answers.identity(path)], ask)[0]
+
+
+def command(daemon: Daemon, directory: str, fd: int, config: ShareConfig, files: int) -> list[str]:
+    """The command line for host directory `directory` and listening socket `fd`; pure."""
+    build = _c_command if daemon.kind == "c" else _rust_command
+    return [daemon.path, *build(directory, fd, config, files), *config.extra_args]
+
+
+def _c_command(directory: str, fd: int, config: ShareConfig, files: int) -> list[str]:
+    """QEMU's own. "never" is called "none" there.
+
+    Its seccomp cannot be turned off, and it runs in the foreground with -f.
+    """
+    cache = "none" if config.cache == "never" else config.cache
+    return [
+        "-f",
+        f"--fd={fd}",
+        "-o", f"source={directory}",
+        "-o", f"cache={cache}",
+        "-o", "sandbox=namespace",
+        "-o", "announce_submounts",
+        "-o", "xattr",
+        "-o", "log_level=warn",
+        f"--thread-pool-size={config.thread_pool_size}",
+        f"--rlimit-nofile={files}",
+    ]  # fmt: skip
+
+
+def _rust_command(directory: str, fd: int, config: ShareConfig, files: int) -> list[str]:
+    """No --tag: QEMU 7.1 to 8.0 crash when the daemon announces one (performance.md 2.7)."""
+    return [
+        f"--fd={fd}",
+        f"--shared-dir={directory}",
+        f"--cache={config.cache}",
+        "--sandbox=namespace",
+        "--seccomp=kill",
+        "--announce-submounts",
+        "--xattr",
+        "--inode-file-handles=never",
+        "--log-level=warn",
+        f"--thread-pool-size={config.thread_pool_size}",
+        f"--rlimit-nofile={files}",
+    ]  # fmt: skip
+
+
+def start(directory: str, config: ShareConfig, confine: Confinement | None = None) -> VirtioFs:
+    """Start the daemon for host directory `directory`, which stays its view for its life.
+
+    `confine` must leave it root: it needs to act as every user of the guest. Raises HakoError.
+    """
+    daemon = find(config.daemon)
+    listening, connected = _connected_pair(os.path.dirname(directory))
+    try:
+        argv = command(daemon, directory, listening.fileno(), config, file_limit())
+        child = process.spawn(argv, fds={"vhost-user": listening.fileno()}, confine=confine)
+    except BaseException:
+        connected.close()
+        raise
+    finally:
+        listening.close()
+    return VirtioFs(child, connected.detach())
+
+
+def file_limit() -> int:
+    """How many files the daemon may open: as many as it would take itself, but no more than it is allowed
+    to.
+    """
+    import resource
+
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    return WANTED_FILES if hard == resource.RLIM_INFINITY else min(WANTED_FILES, hard)
+
+
+def _connected_pair(directory: str) -> tuple[socket.socket, socket.socket]:
+    """A listening socket, and one that is connected to it; bound in root's own `directory` for a moment.
+
+    By a descriptor of the directory, because a socket's path is limited to 107 bytes.
+    """
+    listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    connected = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    fd = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    path = f"/proc/self/fd/{fd}/virtiofsd.sock"
+    try:
+        listening.bind(path)
+        try:
+            listening.listen(1)
+            connected.connect(path)
+        finally:
+            os.unlink(path)
+    except OSError as exc:
+        listening.close()
+        connected.close()
+        raise HakoError(exc.strerror or str(exc), step="connect virtiofsd", object=directory) from exc
+    finally:
+        os.close(fd)
+    return listening, connected

@@ -1,0 +1,101 @@
+"""Real virtiofsd processes, C and Rust: how they start, are confined and end. No VM is at the other end."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from shim import tools
+from shim.config import ShareConfig
+from shim.process import Confinement
+from shim.share import virtiofsd
+from shim.share.virtiofsd import VirtioFs
+
+C_DAEMON = "/usr/lib/qemu/virtiofsd"
+
+
+def _daemons() -> dict[str, str | None]:
+    return {"c": C_DAEMON if os.access(C_DAEMON, os.X_OK) else None, "rust": tools.find("virtiofsd-rust")}
+
+
+@pytest.fixture(params=["c", "rust"])
+def running(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[VirtioFs]:
+    """A daemon for an empty share."""
+    path = _daemons()[request.param]
+    if path is None:
+        pytest.skip(
+            f"no {request.param} virtiofsd: qemu-system-common, python -m shim.tools --ensure virtiofsd-rust"
+        )
+    (tmp_path / "share").mkdir()
+    started = virtiofsd.start(str(tmp_path / "share"), ShareConfig(daemon=path), Confinement())
+    yield started
+    started.child.terminate(0)
+    started.child.close()
+    try:
+        os.close(started.vm_fd)
+    except OSError:
+        pass
+
+
+def _family(pid: int) -> list[int]:
+    """The daemon's outer process and the sandboxed one below it."""
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return [pid, *map(int, children)]
+
+
+def _sandboxed(running: VirtioFs) -> int:
+    end = time.monotonic() + 5
+    while time.monotonic() < end:
+        family = _family(running.child.pid)
+        if len(family) == 2 and "Seccomp:\t2" in Path(f"/proc/{family[1]}/status").read_text():
+            return family[1]
+        time.sleep(0.01)
+    raise AssertionError(f"no sandboxed process: {running.child.stderr_tail()}")
+
+
+def test_daemon_is_confined(running: VirtioFs) -> None:
+    """The process that serves the guest has seccomp, no_new_privs, few capabilities and namespaces of its
+    own.
+    """
+    pid = _sandboxed(running)
+    status = dict(line.split(":\t", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
+    assert status["NoNewPrivs"] == "1"
+    assert not int(status["CapEff"], 16) & (
+        1 << 21 | 1 << 16 | 1 << 2
+    )  # SYS_ADMIN, SYS_MODULE, DAC_READ_SEARCH
+    for kind in ("mnt", "net", "pid"):
+        assert os.readlink(f"/proc/{pid}/ns/{kind}") != os.readlink(f"/proc/self/ns/{kind}")
+
+
+def test_socket_has_no_path(running: VirtioFs, tmp_path: Path) -> None:
+    """The connection is there before the daemon is ready, and nobody else can connect."""
+    assert os.listdir(tmp_path) == ["share"]
+    with socket.socket(fileno=os.dup(running.vm_fd)) as sock:
+        assert sock.getpeername()
+
+
+def test_daemon_ends_with_its_vm(running: VirtioFs) -> None:
+    """When QEMU is gone, so is the daemon, by itself."""
+    _sandboxed(running)
+    os.close(running.vm_fd)
+    assert running.child.wait(5) is not None
+
+
+def test_killed_daemon_is_noticed_and_leaves_nothing(running: VirtioFs) -> None:
+    """Its death is told at once, and the sandboxed process does not outlive the outer one."""
+    inner = _sandboxed(running)
+    noticed = threading.Event()
+    running.child.on_exit(noticed.set)
+    os.kill(running.child.pid, signal.SIGKILL)
+    assert noticed.wait(5)
+    end = time.monotonic() + 5
+    while os.path.exists(f"/proc/{inner}") and time.monotonic() < end:
+        time.sleep(0.01)
+    assert not os.path.exists(f"/proc/{inner}")
