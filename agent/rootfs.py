@@ -275,10 +275,13 @@ def _open_existing(root: Root, path: str) -> int:
         raise
 
 
-def finish(root: Root, *, readonly: bool, flags: int) -> None:
-    """Last changes of the root mount itself: read-only, and the propagation of mounts made inside."""
-    if readonly:
-        syscalls.mount_setattr(root.fd, 0, syscalls.MOUNT_ATTR_RDONLY)
+def make_root_readonly(root: Root) -> None:
+    """The root mount alone; mounts in it keep what they are."""
+    syscalls.mount_setattr(root.fd, 0, syscalls.MOUNT_ATTR_RDONLY)
+
+
+def set_root_propagation(root: Root, flags: int) -> None:
+    """What mounts made inside do to others. After pivot(), as a shared root cannot be pivoted to."""
     kind = flags & (syscalls.MS_SHARED | syscalls.MS_UNBINDABLE)
     if kind:
         recursive = syscalls.AT_RECURSIVE if flags & syscalls.MS_REC else 0

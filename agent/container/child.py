@@ -113,6 +113,7 @@ def _init(plan: InitPlan, child: Child) -> None:
     _seal(plan, child, root)
     child.step = "pivot_root"
     rootfs.pivot(root, shared=bool(plan.propagation & syscalls.MS_SHARED))
+    rootfs.set_root_propagation(root, plan.propagation)
     _become(plan.process, child, root, terminal, plan.keyring, plan.hooks_start_container)
 
 
@@ -299,7 +300,8 @@ def _seal(plan: InitPlan, child: Child, root: Root) -> None:
     rootfs.make_readonly(root, plan.readonly_paths)
     child.step = "rootfs"
     mounts.seal(root, plan.mounts)
-    rootfs.finish(root, readonly=plan.readonly, flags=plan.propagation)
+    if plan.readonly:
+        rootfs.make_root_readonly(root)
 
 
 def _make_cwd(process: ProcessPlan, root: Root) -> None:

@@ -153,23 +153,29 @@ class Guest:
 class Streams:
     """The caller's ends of a process's three streams, read by the test while the loop runs."""
 
-    def __init__(self, stdin: bytes = b"") -> None:
+    def __init__(self, stdin: bytes = b"", *, terminal: bool = False, keep_stdin: bool = False) -> None:
+        self._terminal = terminal
+        self._wanted = (0, 1) if terminal else (0, 1, 2)
         self._pairs = [socket.socketpair() for _ in range(3)]
-        self._stdin = stdin
+        self._stdin = memoryview(stdin)
+        self._keep_stdin = keep_stdin
         self.collected = [bytearray(), bytearray(), bytearray()]
         self._ended = [False, False, False]
+        self._next_frame = [0, 0, 0]
+        self.clean = [False, False, False]
+        """whether the end of an output was told, and not only its socket closed"""
         for ours, _ in self._pairs:
             os.set_blocking(ours.fileno(), False)
 
     def plan(self) -> StdioPlan:
         """The agent's ends."""
-        fds = [theirs.detach() for _, theirs in self._pairs]
-        return StdioPlan(*fds)
+        fds = [self._pairs[number][1].detach() for number in self._wanted]
+        return StdioPlan(*fds, terminal=self._terminal)
 
     def pump(self) -> None:
         """Write input and read output as far as possible without waiting."""
         self._write()
-        for number in (1, 2):
+        for number in self._wanted[1:]:
             self._read(number)
 
     def finish(self, guest: Guest, process: Process, seconds: float = 20) -> Finished:
@@ -177,12 +183,16 @@ class Streams:
 
         def over() -> bool:
             self.pump()
-            return process.exit_status is not None and self._ended[1] and self._ended[2]
+            return process.exit_status is not None and self.outputs_ended()
 
         guest.until(over, seconds)
         assert process.exit_status is not None
         self.close()
         return Finished(process.exit_status, self.text(1), self.text(2))
+
+    def outputs_ended(self) -> bool:
+        """Whether both outputs have come to their end; of a terminal there is only one."""
+        return all(self._ended[number] for number in (1, 2) if number in self._wanted)
 
     def text(self, number: int) -> str:
         """What came on stdout (1) or stderr (2) so far; bytes that are no text stay recognizable."""
@@ -204,8 +214,13 @@ class Streams:
             return
         except OSError:
             pass
-        ours.close()
-        self._ended[0] = True
+        if not self._keep_stdin:
+            ours.close()
+            self._ended[0] = True
+
+    def send(self, data: bytes) -> None:
+        """Write to a stdin that was kept open."""
+        self._pairs[0][0].sendall(data)
 
     def _read(self, number: int) -> None:
         while not self._ended[number]:
@@ -214,7 +229,22 @@ class Streams:
             except BlockingIOError:
                 return
             self.collected[number] += data
-            self._ended[number] = not data
+            if not data or self._end_was_told(number):
+                self._ended[number] = True
+                self.clean[number] = bool(data)
+                self._pairs[number][0].close()  # the host closes first
+
+    def _end_was_told(self, number: int) -> bool:
+        data, at = self.collected[number], self._next_frame[number]
+        while at + 4 <= len(data):
+            size = int.from_bytes(data[at : at + 4], "big")
+            if not size:
+                return True
+            if at + 4 + size > len(data):
+                break
+            at += 4 + size
+        self._next_frame[number] = at
+        return False
 
 
 def unframe(data: bytes | bytearray) -> bytes:
