@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from shim.task.options import Options
 
 IDLE = 60.0  # seconds without tasks and connections after which the process ends
-FLUSH = 0.05  # seconds between looks whether the last answers are out
+FLUSH = 0.02  # seconds between looks whether the last answers are out
 LAST_EVENTS = 3.0  # seconds for the engine to take the last events
 
 
@@ -97,8 +97,12 @@ class Daemon:
         self._server.close()
 
     def _end_soon(self) -> None:
-        """Stop once the answers are out; from any thread."""
-        self._loop.call_threadsafe(lambda: self._loop.call_soon(self._end_when_flushed))
+        """Stop once the answers are out; from any thread, before the one to Shutdown itself was given."""
+
+        def plan_end() -> None:
+            self._loop.call_later(FLUSH, self._end_when_flushed)
+
+        self._loop.call_threadsafe(plan_end)
 
     def _end_when_flushed(self) -> None:
         if self._server.unsent:

@@ -1,0 +1,289 @@
+"""The recipe of a pod's VM, in the machine's order.
+
+The only module that knows share, network, vsock and hypervisor together:
+
+    cgroup, share, virtiofsd, vsock daemon, taps, VM, hello, agent, interfaces and routes, sandbox in the
+    guest
+
+Owns: that order, what each step hands to the next (a descriptor, a path, a number), undoing it in reverse.
+Must not know: containers, the engine. Called by sandbox.py; what it returns is a machine.RunningMachine.
+
+Everything that must not outlive the pod is written into the state file before or as soon as it exists.
+"""
+
+from __future__ import annotations
+
+import os
+import pwd
+import uuid
+from contextlib import ExitStack
+from typing import TYPE_CHECKING
+
+from agent.api import agent_pb2
+from agent.ttrpc.client import Client
+from shim import paths
+from shim.agent_client import AGENT_PORT, AgentClient
+from shim.cgroups import Cgroup
+from shim.errors import HakoError
+from shim.hypervisor.base import Share, VmSpec
+from shim.hypervisor.qemu.driver import Qemu
+from shim.hypervisor.vsock import Transport, open_transport
+from shim.network import netns as host_network
+from shim.oci import mounts
+from shim.process import Confinement
+from shim.sandbox import guestfiles
+from shim.sandbox import plan as planning
+from shim.sandbox.machine import Network, RunningMachine
+from shim.share import virtiofsd
+from shim.share.tree import GUEST_ROOT, TAG, ShareTree
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from shim.config import Config
+    from shim.hypervisor.base import Vm
+    from shim.oci.spec import Spec
+    from shim.process import Child
+    from shim.sandbox.store import Store
+
+SANDBOX_SHM = "/run/kata-containers/sandbox/shm"
+FALLBACK_USER = "nobody"
+
+
+class HostFactory:
+    """Makes real machines; implements sandbox.Factory."""
+
+    def __init__(self, config: Config, log: Callable[[str, str], None]) -> None:
+        self._config = config
+        self._log = log
+
+    def plan(self, spec: Spec, bundle: str, sandbox_id: str, namespace: str) -> planning.SandboxPlan:
+        """The plan, with what only the host knows: its size, the pod's shm and resolv.conf."""
+        plans = mounts.plan(spec, bundle)
+        sources = {(spec.mounts or ())[plan.at].destination: plan for plan in plans if plan.source}
+        shm = next((plan.source for plan in plans if plan.fate == mounts.SHM), "")
+        resolv_conf = sources.get("/etc/resolv.conf")
+        return planning.plan(
+            spec,
+            sandbox_id,
+            namespace,
+            self._config.hypervisor,
+            host_limits(),
+            shm_size=_filesystem_size(shm),
+            resolv_conf=_text_of(resolv_conf.source) if resolv_conf else "",
+        )
+
+    def cgroup_of(self, container_id: str, spec: Spec) -> Cgroup:
+        """The cgroup of a container on the host."""
+        path = (spec.linux.cgroups_path if spec.linux else None) or ""
+        return Cgroup.for_container(path, container_id)
+
+    def build(self, plan: planning.SandboxPlan, netns: str, store: Store) -> RunningMachine:
+        """Boot the machine.
+
+        Raises HakoError (BootError with the guest's last words); nothing is left then.
+        """
+        with ExitStack() as undo:
+            building = Building(self._config, plan, netns, store, undo, self._log)
+            machine = building.build()
+            machine.adopt(undo.pop_all())
+            return machine
+
+
+class Building:
+    """One run of the recipe; `undo` collects how each step is taken back."""
+
+    def __init__(
+        self,
+        config: Config,
+        plan: planning.SandboxPlan,
+        netns: str,
+        store: Store,
+        undo: ExitStack,
+        log: Callable[[str, str], None],
+    ) -> None:
+        self._config = config
+        self._plan = plan
+        self._netns = netns
+        self._store = store
+        self._undo = undo
+        self._log = log
+
+    def build(self) -> RunningMachine:
+        """The steps in order.
+
+        What takes long by itself (links, daemons, boot) is begun before it is waited for.
+        """
+        config, plan = self._config, self._plan
+        files = guestfiles.find(config.guest)
+        accelerator = self._accelerator(files)
+        cgroup = self._make_cgroup()
+        attaching = self._begin_network()
+        share = self._make_share()
+        fs = self._start_virtiofsd(share, cgroup)
+        vsock = self._start_vsock(cgroup)
+        network = self._end_network(attaching)
+        spec = VmSpec(
+            name=f"hako-{plan.sandbox_id}",
+            uuid=str(uuid.uuid4()),
+            kernel=files.kernel,
+            image=files.image or None,
+            initrd=files.initrd or None,
+            cmdline_extra=self._command_line(),
+            vcpus=plan.vcpus,
+            memory_mib=plan.memory_mib,
+            max_vcpus=plan.max_vcpus,
+            max_memory_mib=plan.max_memory_mib,
+            share=Share(fs.vm_fd, TAG, config.share.queue_size),
+            vsock=vsock.device(),
+            nics=network.nics(),
+            confine=self._confinement(cgroup, config.runtime.user),
+            accelerator=accelerator,
+        )
+        vm = self._launch(spec)
+        os.close(fs.vm_fd)
+        vsock.launched()
+        vm.wait_ready(config.guest.boot_timeout)
+        agent = self._connect(vsock)
+        machine = RunningMachine(vm, agent, share, vsock, network, plan, config.agent.stdio, self._log)
+        machine.watch(fs.child, "virtiofsd")
+        network.configure(agent)
+        agent.do("CreateSandbox", self._sandbox_request())
+        machine.learn_features()
+        return machine
+
+    def _accelerator(self, files: guestfiles.GuestFiles) -> str:
+        """What is configured, or what a probe found, which boots the very kernel once."""
+        configured = self._config.hypervisor.accelerator
+        if configured != "auto":
+            return configured
+        from shim.hypervisor import host
+
+        return host.probe_accelerator(self._config).name
+
+    def _make_cgroup(self) -> Cgroup:
+        cgroup = Cgroup.for_sandbox(self._plan.cgroups_path, self._plan.sandbox_id)
+        self._store.change(lambda state: state["cgroups"].extend(cgroup.dirs))
+        self._on_undo("cgroup", cgroup.remove)
+        cgroup.create()
+        return cgroup
+
+    def _make_share(self) -> ShareTree:
+        share = ShareTree(os.path.join(self._store.directory, "share"))
+        self._on_undo("share", share.close)
+        return share
+
+    def _start_virtiofsd(self, share: ShareTree, cgroup: Cgroup) -> virtiofsd.VirtioFs:
+        confine = Confinement(cgroup_dirs=tuple(cgroup.dirs), no_new_privs=False)
+        fs = virtiofsd.start(share.directory, self._config.share, confine)
+        self._owned("virtiofsd", fs.child)
+        return fs
+
+    def _start_vsock(self, cgroup: Cgroup) -> Transport:
+        plan = self._plan
+        directory = paths.daemon_socket_dir(plan.sandbox_id, plan.namespace)
+        self._store.change(lambda state: state["paths"].append(directory))
+        confine = self._confinement(cgroup, self._config.runtime.user)
+        vsock = open_transport(self._config.vsock, directory, confine)
+        self._on_undo("vsock", vsock.close)
+        return vsock
+
+    def _begin_network(self) -> host_network.Attaching | None:
+        """Begin to carry the links of the pod's namespace; an empty one needs no child for that."""
+        if not host_network.has_links(self._netns):
+            return None
+        return host_network.begin_attach(self._netns, self._plan.sandbox_id)
+
+    def _end_network(self, attaching: host_network.Attaching | None) -> Network:
+        given = bool(self._plan.netns)
+        network = Network(self._netns, self._plan.sandbox_id, self._config.network, self._log, given=given)
+        self._on_undo("network", network.close)
+        if attaching is not None:
+            network.take(attaching.result())
+            taps = network.taps
+            self._store.change(lambda state: state.update(network={"netns": self._netns, "taps": taps}))
+        return network
+
+    def _launch(self, spec: VmSpec) -> Vm:
+        vm = Qemu(self._config.hypervisor).launch(spec)
+        self._on_undo("VMM", vm.stop)
+        self._store.add_process("vmm", vm.pid)
+        return vm
+
+    def _connect(self, vsock: Transport) -> AgentClient:
+        sock = vsock.connect(AGENT_PORT, self._config.guest.dial_timeout)
+        agent = AgentClient(Client(sock), self._config.agent.request_timeout)
+        self._undo.callback(agent.close)
+        return agent
+
+    def _sandbox_request(self) -> agent_pb2.CreateSandboxRequest:
+        plan = self._plan
+        share = agent_pb2.Storage(
+            driver="virtio-fs", source=TAG, fstype="virtiofs", options=["nodev"], mount_point=GUEST_ROOT
+        )
+        options = ["noexec", "nosuid", "nodev", "mode=1777", f"size={plan.shm_size}"]
+        shm = agent_pb2.Storage(
+            driver="ephemeral", source="shm", fstype="tmpfs", options=options, mount_point=SANDBOX_SHM
+        )
+        return agent_pb2.CreateSandboxRequest(
+            hostname=plan.hostname, dns=plan.dns, storages=[share, shm], sandbox_id=plan.sandbox_id
+        )
+
+    def _command_line(self) -> str:
+        return f"agent.log={self._config.agent.log_level} {self._config.guest.kernel_params}".strip()
+
+    def _confinement(self, cgroup: Cgroup, user: str) -> Confinement:
+        uid, gid = user_ids(user)
+        return Confinement(cgroup_dirs=tuple(cgroup.dirs), netns=self._netns, uid=uid, gid=gid)
+
+    def _owned(self, name: str, child: Child) -> None:
+        self._store.add_process(name, child.pid)
+        self._on_undo(name, lambda: _end(child))
+
+    def _on_undo(self, name: str, step: Callable[[], object]) -> None:
+        """Take a step back at the end; what cannot be taken back is told and does not keep the others."""
+
+        def undo() -> None:
+            try:
+                step()
+            except HakoError as exc:
+                self._log("warn", f"{name} of {self._plan.sandbox_id}: {exc}")
+
+        self._undo.callback(undo)
+
+
+def host_limits() -> planning.HostLimits:
+    """CPUs and memory of this host."""
+    pages, size = os.sysconf("SC_PHYS_PAGES"), os.sysconf("SC_PAGE_SIZE")
+    return planning.HostLimits(os.cpu_count() or 1, pages * size >> 20)
+
+
+def user_ids(name: str) -> tuple[int, int]:
+    """uid and gid of the unprivileged user; of "nobody" where there is no such user."""
+    try:
+        entry = pwd.getpwnam(name)
+    except KeyError:
+        entry = pwd.getpwnam(FALLBACK_USER)
+    return entry.pw_uid, entry.pw_gid
+
+
+def _end(child: Child) -> None:
+    child.terminate(0)
+    child.close()
+
+
+def _filesystem_size(path: str) -> int:
+    """Bytes of the tmpfs at a host path; 0 if it is none."""
+    try:
+        found = os.statvfs(path) if path else None
+    except OSError:
+        return 0
+    return found.f_frsize * found.f_blocks if found and os.path.ismount(path) else 0
+
+
+def _text_of(path: str) -> str:
+    try:
+        with open(path, encoding="utf-8", errors="replace") as stream:
+            return stream.read(65536)
+    except OSError:
+        return ""

@@ -1,0 +1,72 @@
+"""Which kernel and root file system boot: the configured ones, or what was installed or built last.
+
+Owns: the places and their order. Must not know: how they are made (guest-kernel/) or booted (hypervisor/).
+Called by builder.py; `hako check` asks it too. Host paths.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import NamedTuple
+
+from shim import paths
+from shim.config import GuestConfig
+from shim.errors import NotFound
+
+KERNELS = ("vmlinux", "vmlinuz")
+HINT = "run `make guest` (or `hako-guest`), or set [guest] kernel and image in configuration.toml"
+
+
+class GuestFiles(NamedTuple):
+    """`image` is a root file system on a disk, `initrd` an initramfs; one of them is ""."""
+
+    kernel: str
+    image: str
+    initrd: str
+
+
+def find(config: GuestConfig) -> GuestFiles:
+    """The files that boot. Raises NotFound if there are none."""
+    kernel = config.kernel or _installed(KERNELS) or _newest("kernel", KERNELS)
+    if not kernel:
+        raise NotFound("there is no guest kernel", step="boot", hint=HINT)
+    if config.initrd:
+        return _existing(GuestFiles(kernel, "", config.initrd))
+    image = config.image or _installed(("image.erofs",)) or _newest("image", ("image.erofs",))
+    if image and not _is_stock(kernel):
+        return _existing(GuestFiles(kernel, image, ""))
+    initrd = _installed(("initrd.cpio",)) or _newest("image", ("initrd.cpio",))
+    if not initrd:
+        raise NotFound("there is no guest image", step="boot", hint=HINT)
+    return _existing(GuestFiles(kernel, "", initrd))
+
+
+def _is_stock(kernel: str) -> bool:
+    """A distribution's bzImage has its drivers in modules, which only the initramfs loads."""
+    return os.path.basename(kernel).startswith("vmlinuz")
+
+
+def _existing(files: GuestFiles) -> GuestFiles:
+    for path in files:
+        if path and not os.path.exists(path):
+            raise NotFound("there is no such file", step="boot", object=path, hint=HINT)
+    return files
+
+
+def _installed(names: tuple[str, ...]) -> str:
+    """What `make install` put beside the programs."""
+    directory = os.path.join(paths.install_root(), "guest")
+    return next(
+        (path for path in (os.path.join(directory, name) for name in names) if os.path.exists(path)), ""
+    )
+
+
+def _newest(kind: str, names: tuple[str, ...]) -> str:
+    """The youngest one in the cache, where each build has a directory of its own."""
+    root = paths.cache_dir(kind)
+    try:
+        directories = os.listdir(root)
+    except OSError:
+        return ""
+    found = [os.path.join(root, directory, name) for directory in directories for name in names]
+    return max((path for path in found if os.path.exists(path)), key=os.path.getmtime, default="")

@@ -1,0 +1,207 @@
+"""A VM that is up: what containers use of it, how its end is noticed, links that come later.
+
+Owns: the daemons' and the VMM's lives as one (the end of any is the end of all), the numbering of streams.
+Must not know: how it was built (builder.py). Used by sandbox.py; implements sandbox.Machine.
+"""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from contextlib import ExitStack
+from typing import TYPE_CHECKING
+
+from agent.api import agent_pb2, types_pb2
+from shim import errors
+from shim.agent_client import STDIO_PORT, STREAM_FEATURE, AgentClient
+from shim.hypervisor.base import Nic
+from shim.network import guest as guest_network
+from shim.network import netns as host_network
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from socket import socket
+
+    from shim.config import NetworkConfig
+    from shim.hypervisor.base import Vm
+    from shim.hypervisor.vsock import Transport
+    from shim.network.plan import NetworkPlan, NicInfo
+    from shim.process import Child
+    from shim.sandbox.plan import SandboxPlan
+    from shim.share.tree import ShareTree
+
+STREAM_TIMEOUT = 10.0  # seconds to connect one stream
+
+
+class Network:
+    """The links of the pod's namespace that were carried into the VM.
+
+    `given`: the engine's namespace, which outlives the pod, so that redirects are taken out of it at the end.
+    """
+
+    def __init__(
+        self,
+        netns: str,
+        sandbox_id: str,
+        config: NetworkConfig,
+        log: Callable[[str, str], None],
+        *,
+        given: bool,
+    ) -> None:
+        self._netns = netns
+        self._sandbox_id = sandbox_id
+        self._config = config
+        self._log = log
+        self._given = given
+        self._plans: list[NetworkPlan] = []
+
+    @property
+    def taps(self) -> list[str]:
+        """Names of the taps that hako made."""
+        return [tap for plan in self._plans for tap in plan.taps]
+
+    def take(self, plan: NetworkPlan) -> None:
+        """Links that are carried from now on; their descriptors are ours."""
+        self._plans.append(plan)
+        for skipped in plan.skipped:
+            self._log("warn", f"network of {self._sandbox_id}: {skipped.what}: {skipped.reason}")
+
+    def nics(self) -> tuple[Nic, ...]:
+        """The network cards of the VM at its boot."""
+        return tuple(self._nic(info) for plan in self._plans for info in plan.nics)
+
+    def configure(self, agent: AgentClient, plans: list[NetworkPlan] | None = None) -> None:
+        """Tell the guest names, addresses, routes and neighbours."""
+        for plan in self._plans if plans is None else plans:
+            for interface in guest_network.interfaces(plan):
+                request = agent_pb2.UpdateInterfaceRequest(interface=interface)
+                agent.call("UpdateInterface", request, types_pb2.Interface)
+            if plan.nics or plan.routes:
+                routes = agent_pb2.UpdateRoutesRequest(routes=guest_network.routes(plan))
+                agent.call("UpdateRoutes", routes, agent_pb2.Routes)
+            if plan.neighbours:
+                self._add_neighbours(agent, plan)
+
+    def rescan(self, vm: Vm, agent: AgentClient) -> None:
+        """Plug what appeared in the namespace since (Docker and `ctr run --cni` add links after Create)."""
+        known = {nic.index for plan in self._plans for nic in plan.nics}
+        plan = host_network.rescan(self._netns, self._sandbox_id, known)
+        if not plan.nics:
+            return
+        self.take(plan)
+        for info in plan.nics:
+            vm.plug_nic(self._nic(info))
+        self.configure(agent, [plan])
+
+    def close(self) -> None:
+        """Let go of the taps, which end with their descriptors, and of the redirects to them."""
+        taps = self.taps
+        for plan in self._plans:
+            plan.close()
+        self._plans = []
+        if self._given and taps:
+            host_network.detach(self._netns, taps)
+
+    def _nic(self, info: NicInfo) -> Nic:
+        return Nic(info.tap_fd, info.mac, info.mtu)
+
+    def _add_neighbours(self, agent: AgentClient, plan: NetworkPlan) -> None:
+        request = agent_pb2.AddARPNeighborsRequest(neighbors=guest_network.neighbours(plan))
+        try:
+            agent.do("AddARPNeighbors", request)
+        except errors.Unsupported:
+            pass  # Kata's shim does not need it either
+
+
+class RunningMachine:
+    """See the module. `close` undoes the whole recipe."""
+
+    def __init__(
+        self,
+        vm: Vm,
+        agent: AgentClient,
+        share: ShareTree,
+        vsock: Transport,
+        network: Network,
+        plan: SandboxPlan,
+        stdio: str,
+        log: Callable[[str, str], None],
+    ) -> None:
+        self.agent = agent
+        self.share = share
+        self.vcpus = plan.vcpus
+        self._vm = vm
+        self._vsock = vsock
+        self._network = network
+        self._stdio = stdio
+        self._log = log
+        self._undo = ExitStack()
+        self._ports = itertools.count(1)
+        self._guard = threading.Lock()
+        self._closing = False
+        self._reason = ""
+        self._on_end: Callable[[str], None] | None = None
+        vm.on_exit(lambda: self._ended("the VM has ended"))
+        vsock.on_exit(lambda: self._ended("the vsock daemon has ended"))
+
+    def adopt(self, undo: ExitStack) -> None:
+        """How everything is taken back at the end."""
+        self._undo = undo
+
+    def watch(self, child: Child, name: str) -> None:
+        """A daemon without which the VM cannot go on."""
+        child.on_exit(lambda: self._ended(f"{name} has ended"))
+
+    def learn_features(self) -> None:
+        """Whether streams have connections of their own."""
+        if self._stdio == "auto":
+            features = self.agent.details().extra_features
+            self._stdio = "stream" if STREAM_FEATURE in features else "rpc"
+
+    def open_stream(self) -> tuple[socket, int]:
+        """A stream to the agent, which knows it by the returned number: the first line on it."""
+        sock = self._vsock.connect(STDIO_PORT, STREAM_TIMEOUT)
+        port = next(self._ports)
+        sock.sendall(b"PORT %d\n" % port)
+        return sock, port
+
+    def on_end(self, callback: Callable[[str], None]) -> None:
+        """Call `callback(reason)` once, in a thread of its own, when the machine has ended by itself."""
+        with self._guard:
+            self._on_end = callback
+            reason = self._reason
+        if reason:
+            self._tell(reason)
+
+    def rescan_network(self) -> None:
+        """Carry links that came since the boot into the machine."""
+        self._network.rescan(self._vm, self.agent)
+
+    def close(self) -> None:
+        """End everything. Repeatable."""
+        with self._guard:
+            self._closing = True
+        self._undo.close()
+
+    def _ended(self, reason: str) -> None:
+        """In the watching thread. The first end is the reason; the others follow from it."""
+        with self._guard:
+            if self._closing or self._reason:
+                return
+            self._reason = f"{reason}{_last_line(self._vm.console_tail())}"
+            ready = self._on_end is not None
+        if ready:
+            self._tell(self._reason)
+
+    def _tell(self, reason: str) -> None:
+        def tell() -> None:
+            self._vm.stop(0)
+            assert self._on_end is not None
+            self._on_end(reason)
+
+        threading.Thread(target=tell, name="hako-machine-end", daemon=True).start()
+
+
+def _last_line(console: str) -> str:
+    lines = [line.strip() for line in console.splitlines() if line.strip()]
+    return f"; its console's last line: {lines[-1]}" if lines else ""
