@@ -93,6 +93,15 @@ class AgentClient:
     ) -> Reply:
         """One call. Raises HakoError with the agent's code; Unavailable when the connection is gone."""
         seconds = self._timeout if timeout is None else timeout
+        return self._call(method, request, response, seconds, service)
+
+    def long_call(self, method: str, request: Any, response: type[Reply]) -> Reply:
+        """A call that may take for ever. Raises as `call`."""
+        return self._call(method, request, response, None, SERVICE)
+
+    def _call(
+        self, method: str, request: Any, response: type[Reply], seconds: float | None, service: str
+    ) -> Reply:
         try:
             result: Reply = self._client.call(service, method, request, response, seconds)
         except (RpcError, ConnectionClosed, OSError) as exc:

@@ -25,8 +25,10 @@ from shim.oci import spec as oci
 from shim.sandbox.hostside import HostSide, Request
 from shim.sandbox.process import KILLED, Exit, GuestProcess
 from shim.sandbox.state import Status, allows, require
+from shim.sandbox.streams import connect
 from shim.stdio.fifo import Names
 from shim.stdio.relay import Relay, Streams
+from shim.stdio.rpcrelay import RpcRelay
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -84,6 +86,10 @@ class Home(Protocol):
     def cgroup_of(self, container_id: str, spec: oci.Spec) -> Cgroup:
         """The container's cgroup on the host."""
 
+    @property
+    def streams_by_rpc(self) -> bool:
+        """Whether the agent knows no stream connections."""
+
     def open_stream(self) -> tuple[socket, int]:
         """A stream to the agent and the port by which the agent knows it."""
 
@@ -126,16 +132,15 @@ class Container:
         with self._verbs:
             plans = mounts.plan(self.spec, self.bundle)
             guest_spec = translate.translate(self.spec, plans, self._share(plans))
-            streams = Streams(self.request.names)
-            relay, ports = self._connect(streams)
+            relay, ports = connect(self._home, Streams(self.request.names), self.id, self.id)
             request = agent_pb2.CreateContainerRequest(
                 container_id=self.id,
                 exec_id=self.id,
                 OCI=guest_spec,
                 sandbox_pidns=self._take_sandbox_pidns(guest_spec),
-                stdin_port=ports.get("stdin", 0),
-                stdout_port=ports.get("stdout", 0),
-                stderr_port=ports.get("stderr", 0),
+                stdin_port=ports.stdin,
+                stdout_port=ports.stdout,
+                stderr_port=ports.stderr,
             )
             try:
                 self._home.agent.do(
@@ -182,21 +187,7 @@ class Container:
                 return True
         return False
 
-    def _connect(self, streams: Streams) -> tuple[Relay, dict[str, int]]:
-        """Channels to the guest for `streams`, which are closed if that fails."""
-        sockets: dict[str, socket] = {}
-        ports: dict[str, int] = {}
-        try:
-            for name in streams.channels():
-                sockets[name], ports[name] = self._home.open_stream()
-            return Relay(self._home.loop, streams, sockets), ports
-        except BaseException:
-            streams.close()
-            for sock in sockets.values():
-                sock.close()
-            raise
-
-    def _created(self, relay: Relay) -> None:
+    def _created(self, relay: Relay | RpcRelay) -> None:
         self._in_guest = True
         self.init.relay = relay
         self.init.status = Status.CREATED
@@ -239,14 +230,14 @@ class Container:
             require(process.status, "start", exec_id)
             require(self.init.status, "exec", self.id)
             assert process.spec is not None
-            relay, ports = self._connect(Streams(process.names))
+            relay, ports = connect(self._home, Streams(process.names), self.id, exec_id)
             request = agent_pb2.ExecProcessRequest(
                 container_id=self.id,
                 exec_id=exec_id,
                 process=translate.translate_process(process.spec),
-                stdin_port=ports.get("stdin", 0),
-                stdout_port=ports.get("stdout", 0),
-                stderr_port=ports.get("stderr", 0),
+                stdin_port=ports.stdin,
+                stdout_port=ports.stdout,
+                stderr_port=ports.stderr,
             )
             process.announced.clear()
             try:
@@ -259,7 +250,7 @@ class Container:
             self._exec_started(process, relay)
             return process.pid
 
-    def _exec_started(self, process: GuestProcess, relay: Relay) -> None:
+    def _exec_started(self, process: GuestProcess, relay: Relay | RpcRelay) -> None:
         process.pid = self.init.pid
         process.relay = relay
         process.status = Status.RUNNING
@@ -482,7 +473,7 @@ class Container:
                 self._home.log("warn", f"oom file of {self.id}: {exc}")
             self._home.listener.out_of_memory(self)
 
-    def _close_later(self, relay: Relay) -> None:
+    def _close_later(self, relay: Relay | RpcRelay) -> None:
         """A stream that something else in the guest holds open ends some time after the container."""
         delay = self._home.config.runtime.stdio_drain_timeout
         loop = self._home.loop

@@ -158,6 +158,11 @@ class RunningMachine:
             features = self.agent.details().extra_features
             self._stdio = "stream" if STREAM_FEATURE in features else "rpc"
 
+    @property
+    def streams_by_rpc(self) -> bool:
+        """Whether the agent knows no stream connections."""
+        return self._stdio == "rpc"
+
     def open_stream(self) -> tuple[socket, int]:
         """A stream to the agent, which knows it by the returned number: the first line on it."""
         sock = self._vsock.connect(STDIO_PORT, STREAM_TIMEOUT)

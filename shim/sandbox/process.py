@@ -16,6 +16,7 @@ from shim.oci.spec import Process as ProcessSpec
 from shim.sandbox.state import Status
 from shim.stdio.fifo import Names
 from shim.stdio.relay import Relay
+from shim.stdio.rpcrelay import RpcRelay
 
 KILLED = 128 + 9
 """Exit status of a process whose machine went away under it."""
@@ -47,7 +48,7 @@ class GuestProcess:
         self.status = Status.CREATING
         self.exit: Exit | None = None
         self.size: tuple[int, int] | None = None
-        self.relay: Relay | None = None
+        self.relay: Relay | RpcRelay | None = None
         self.announced = threading.Event()
         """Clear while a Start is under way: its exit is not told before the start was."""
         self.announced.set()

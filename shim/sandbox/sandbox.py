@@ -43,6 +43,10 @@ class Machine(Protocol):
     share: ShareTree
     vcpus: int
 
+    @property
+    def streams_by_rpc(self) -> bool:
+        """Whether the agent knows no stream connections."""
+
     def open_stream(self) -> tuple[socket, int]:
         """A stream to the agent's stdio port and the port by which the agent knows it."""
 
@@ -184,6 +188,11 @@ class Sandbox:
     def cgroup_of(self, container_id: str, spec: Spec) -> Cgroup:
         """The cgroup of a container on the host."""
         return self._factory.cgroup_of(container_id, spec)
+
+    @property
+    def streams_by_rpc(self) -> bool:
+        """Whether the agent knows no stream connections."""
+        return self._up().streams_by_rpc
 
     def open_stream(self) -> tuple[socket, int]:
         """A stream to the agent."""

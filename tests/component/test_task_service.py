@@ -143,6 +143,20 @@ def test_close_io_is_allowed_before_the_start_and_twice(pod: Pod) -> None:
     assert pod.call("Wait", id="pod1", exec_id="e1").exit_status == 0
 
 
+def test_streams_of_an_agent_without_connections(pod: Pod) -> None:
+    """Kata's agent knows only ReadStdout and WriteStdin: the same bytes, and the same ends."""
+    pod.factory.streams_by_rpc = True
+    stdin, out = pod.fifo("in"), pod.output("out")
+    pod.run("pod1", "cat", stdin=stdin, stdout=out.path)
+    data = os.urandom(5000)
+    with open(stdin, "wb") as stream:
+        stream.write(data)
+    pod.call("CloseIO", id="pod1", stdin=True)
+    assert out.read_all() == data
+    assert pod.call("Wait", id="pod1").exit_status == 0
+    assert not pod.guest.called("CreateContainer")[0].stdout_port
+
+
 def test_an_exec_has_its_own_life_and_events(pod: Pod) -> None:
     """exec-added, exec-started and exit carry the exec's id; no delete event; Delete gives its status."""
     pod.run("pod1", "sleep")

@@ -10,7 +10,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from socket import AF_UNIX, SOCK_STREAM, socket, socketpair
+from socket import AF_UNIX, MSG_WAITALL, SOCK_STREAM, socket, socketpair
 from typing import Any
 
 from agent.api import agent_pb2, empty_pb2, health_pb2
@@ -116,6 +116,7 @@ class FakeAgent:
         self.silent: set[str] = set()
         self.processes: dict[tuple[str, str], FakeProcess] = {}
         self.streams: dict[int, socket] = {}
+        self.kept: dict[tuple[str, str, str], socket] = {}
         self.oom_waiters: list[Deferred] = []
         self.oom_kills: dict[str, int] = {}
         self._next_port = 5000
@@ -172,6 +173,10 @@ class FakeAgent:
             "UpdateContainer": (agent_pb2.UpdateContainerRequest, lambda _r: EMPTY),
             "TtyWinResize": (agent_pb2.TtyWinResizeRequest, lambda _r: EMPTY),
             "StatsContainer": (agent_pb2.StatsContainerRequest, self._stats),
+            "ReadStdout": (agent_pb2.ReadStreamRequest, lambda r: self._read("stdout", r)),
+            "ReadStderr": (agent_pb2.ReadStreamRequest, lambda r: self._read("stderr", r)),
+            "WriteStdin": (agent_pb2.WriteStreamRequest, self._write),
+            "CloseStdin": (agent_pb2.CloseStdinRequest, self._close_stdin),
             "GetOOMEvent": (agent_pb2.GetOOMEventRequest, self._oom_event),
         }
         return {name: (kind, self._recorded(name, handler)) for name, (kind, handler) in table.items()}
@@ -186,8 +191,32 @@ class FakeAgent:
         return call
 
     def _take_streams(self, request: Any) -> dict[str, socket]:
+        if not (request.stdin_port or request.stdout_port or request.stderr_port):
+            return self._keep_streams(request)
         ports = {name: getattr(request, f"{name}_port") for name in ("stdin", "stdout", "stderr")}
         return {name: self.streams.pop(port) for name, port in ports.items() if port}
+
+    def _keep_streams(self, request: Any) -> dict[str, socket]:
+        """Without connections the streams are served by requests: we keep their other ends."""
+        guest = {}
+        for name in ("stdin", "stdout", "stderr"):
+            ours, guest[name] = socketpair(AF_UNIX, SOCK_STREAM)
+            self.kept[request.container_id, request.exec_id, name] = ours
+        return guest
+
+    def _read(self, name: str, request: agent_pb2.ReadStreamRequest) -> agent_pb2.ReadStreamResponse:
+        """One frame of the stream, as Kata's agent gives what it read."""
+        ours = self.kept[request.container_id, request.exec_id, name]
+        size = int.from_bytes(ours.recv(4, MSG_WAITALL), "big")
+        return agent_pb2.ReadStreamResponse(data=ours.recv(size, MSG_WAITALL) if size else b"")
+
+    def _write(self, request: agent_pb2.WriteStreamRequest) -> agent_pb2.WriteStreamResponse:
+        taken = self.kept[request.container_id, request.exec_id, "stdin"].send(request.data[:100])
+        return agent_pb2.WriteStreamResponse(len=taken)
+
+    def _close_stdin(self, request: agent_pb2.CloseStdinRequest) -> Any:
+        self.kept[request.container_id, request.exec_id, "stdin"].close()
+        return EMPTY
 
     def _create(self, request: agent_pb2.CreateContainerRequest) -> Any:
         key = (request.container_id, request.container_id)
@@ -276,6 +305,7 @@ class FakeMachine:
         self.vcpus = plan.vcpus
         self.closed = False
         self.rescans = 0
+        self.streams_by_rpc = False
         self._on_end: Callable[[str], None] | None = None
 
     def open_stream(self) -> tuple[socket, int]:
@@ -327,6 +357,7 @@ class FakeFactory:
     def __init__(self) -> None:
         self.machines: list[FakeMachine] = []
         self.fail: Exception | None = None
+        self.streams_by_rpc = False
 
     def plan(self, spec: Spec, bundle: str, sandbox_id: str, namespace: str) -> planning.SandboxPlan:
         """The real planning on a small host."""
@@ -338,6 +369,7 @@ class FakeFactory:
         if self.fail is not None:
             raise self.fail
         self.machines.append(FakeMachine(plan))
+        self.machines[-1].streams_by_rpc = self.streams_by_rpc
         return self.machines[-1]
 
     def cgroup_of(self, container_id: str, spec: Spec) -> Any:
