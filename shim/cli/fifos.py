@@ -37,6 +37,12 @@ class Fifos:
         """The pipes as the task API wants them."""
         return self.path("stdin"), self.path("stdout"), self.path("stderr")
 
+    def logged(self, log: str) -> tuple[str, str, str]:
+        """The same with each output into the log file `log` (host path) as well (shim/stdio/fifo.py)."""
+        stdin, *outputs = self.paths()
+        stdout, stderr = (f"cri-log://{log}?fifo={path}" if path else "" for path in outputs)
+        return stdin, stdout, stderr
+
     def fd(self, stream: str) -> int:
         """Our end of an output, non-blocking; -1 if there is none."""
         return self._fds.get(stream, -1)

@@ -1,8 +1,9 @@
 """The host's ends of a stream as an engine names them: fifos, files, log files, nothing.
 
 Owns: the schemes of the stdio strings (containerd: "" is null, a plain path or fifo:// a fifo, file:// a
-file that is appended to; ours: cri-log:// a log file in the format of the CRI) and how each is opened. Must
-not know: what is on the other side. Called by relay.py.
+file that is appended to; ours: cri-log:// a log file in the format of the CRI, cri-log://LOG?fifo=FIFO the
+same and a fifo too, as long as the one who is attached to it lives) and how each is opened. Must not know:
+what is on the other side. Called by relay.py.
 
 Opening never blocks, whoever is at the other end of a fifo or is not there yet. An output fifo is opened
 for both directions, so that writing to it neither fails nor ends while containerd restarts; an input fifo
@@ -11,13 +12,14 @@ has, besides, a writing end of ours until CloseIO, so that a client that detache
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from typing import NamedTuple
 
 from shim.errors import InvalidSpec
 from shim.stdio.logfile import LogFile
-from shim.stdio.pump import Sink
+from shim.stdio.pump import Sink, Tee
 
 
 class Names(NamedTuple):
@@ -46,6 +48,9 @@ class Input(NamedTuple):
     keep: int
 
 
+Output = int | Sink | Tee | None
+
+
 def scheme_of(name: str) -> tuple[str, str]:
     """("fifo", "/path") from a name: scheme and path without query. No scheme means fifo."""
     scheme, separator, rest = name.partition("://")
@@ -67,7 +72,7 @@ def open_input(name: str) -> Input:
         raise
 
 
-def open_outputs(names: Names) -> tuple[int | Sink | None, int | Sink | None]:
+def open_outputs(names: Names) -> tuple[Output, Output]:
     """What takes stdout and stderr; None where there is no such stream. Raises InvalidSpec, OSError."""
     stdout = _open_output(names.stdout, "stdout")
     stderr_name = "" if names.terminal else names.stderr
@@ -78,7 +83,7 @@ def open_outputs(names: Names) -> tuple[int | Sink | None, int | Sink | None]:
         raise
 
 
-def close_output(sink: int | Sink | None) -> None:
+def close_output(sink: Output) -> None:
     """Close what `open_outputs` gave."""
     if isinstance(sink, int):
         os.close(sink)
@@ -86,13 +91,14 @@ def close_output(sink: int | Sink | None) -> None:
         sink.close()
 
 
-def _open_stderr(stdout: int | Sink | None, stdout_name: str, name: str) -> int | Sink | None:
-    if name and name == stdout_name and isinstance(stdout, LogFile):
-        return stdout.stream("stderr")  # one file, one rotation
+def _open_stderr(stdout: Output, stdout_name: str, name: str) -> Output:
+    log = stdout.kept if isinstance(stdout, Tee) else stdout
+    if name and scheme_of(name) == scheme_of(stdout_name) and isinstance(log, LogFile):
+        return _open_log(name, log.stream("stderr"))  # one file, one rotation
     return _open_output(name, "stderr")
 
 
-def _open_output(name: str, stream: str) -> int | Sink | None:
+def _open_output(name: str, stream: str) -> Output:
     if not name:
         return None
     scheme, path = scheme_of(name)
@@ -102,8 +108,22 @@ def _open_output(name: str, stream: str) -> int | Sink | None:
         os.makedirs(os.path.dirname(path), mode=0o711, exist_ok=True)
         return os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
     if scheme == "cri-log":
-        return LogFile(path, stream)
+        return _open_log(name, LogFile(path, stream))
     raise InvalidSpec(stream, f"unknown scheme {scheme}://", hint="fifo, file and cri-log exist")
+
+
+def _open_log(name: str, log: LogFile) -> Output:
+    """The log alone, or with the fifo that its name has, if somebody reads there."""
+    fifo = name.partition("?fifo=")[2]
+    if not fifo:
+        return log
+    try:
+        return Tee(os.open(fifo, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC), log)
+    except OSError as exc:
+        if exc.errno in (errno.ENXIO, errno.ENOENT):  # whoever wanted to be attached has gone meanwhile
+            return log
+        log.close()
+        raise
 
 
 def _open_fifo(path: str) -> int:

@@ -39,6 +39,19 @@ class Sink(Protocol):
         """No more will come."""
 
 
+class Tee:
+    """A sink that keeps everything in `kept` and passes it to the descriptor `fd` as long as that is read."""
+
+    def __init__(self, fd: int, kept: Sink) -> None:
+        self.fd = fd
+        self.kept = kept
+
+    def close(self) -> None:
+        """Close both; only for a tee that no pump has taken over."""
+        os.close(self.fd)
+        self.kept.close()
+
+
 class Pump:
     """Moves bytes from `source` to `sink` until `source` ends or `sink` is gone. Owns both and closes both
     at the end.
@@ -51,11 +64,16 @@ class Pump:
         self,
         loop: Loop,
         source: int,
-        sink: int | Sink,
+        sink: int | Sink | Tee,
         ended: Callable[[Pump], None],
         *,
         framed: bool = False,
     ) -> None:
+        self._kept: Sink | None = None
+        self._splice = isinstance(sink, int)
+        if isinstance(sink, Tee):
+            self._kept = sink.kept
+            sink = sink.fd
         os.set_blocking(source, False)
         if isinstance(sink, int):
             os.set_blocking(sink, False)
@@ -63,7 +81,6 @@ class Pump:
         self._source = source
         self._sink = sink
         self._ended = ended
-        self._splice = isinstance(sink, int)
         self._pending = b""  # copied but not yet written; only where splice is impossible
         self._framed = framed
         self._header = b""
@@ -87,6 +104,8 @@ class Pump:
             os.close(self._sink)
         else:
             self._sink.close()
+        if self._kept is not None:
+            self._kept.close()
         self._source = -1
         self._ended(self)
 
@@ -185,6 +204,8 @@ class Pump:
             if not self._pending:
                 self.close()
                 return False
+            if self._kept is not None:
+                self._kept.write(self._pending)
         return self._write_pending()
 
     def _write_pending(self) -> bool:
@@ -197,4 +218,15 @@ class Pump:
         except BlockingIOError:
             self._wait_for_sink()
             return False
+        except OSError as exc:
+            if self._kept is None or exc.errno not in GONE:
+                raise
+            self._keep_only()
         return True
+
+    def _keep_only(self) -> None:
+        """The reader of a tee is gone: what it did not take is kept already, and so is what follows."""
+        assert isinstance(self._sink, int) and self._kept is not None
+        self._wait_for_source()
+        os.close(self._sink)
+        self._sink, self._kept, self._pending = self._kept, None, b""

@@ -18,7 +18,7 @@ from socket import socket
 
 from agent.linux.loop import Loop
 from shim.stdio.fifo import Discard, Input, Names, close_output, open_input, open_outputs
-from shim.stdio.pump import Pump, Sink
+from shim.stdio.pump import Pump, Sink, Tee
 
 
 class Streams:
@@ -75,7 +75,7 @@ class Relay:
         if not self._outputs:
             self._drained.set()
 
-    def _output(self, source: socket, sink: int | Sink) -> Pump:
+    def _output(self, source: socket, sink: int | Sink | Tee) -> Pump:
         return Pump(self._loop, source.detach(), sink, self._output_ended, framed=True)
 
     def start(self) -> None:
