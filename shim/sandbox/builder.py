@@ -53,11 +53,12 @@ FALLBACK_USER = "nobody"
 class HostFactory:
     """Makes real machines; implements sandbox.Factory."""
 
-    def __init__(self, config: Config, log: Callable[[str, str], None]) -> None:
-        self._config = config
+    def __init__(self, log: Callable[[str, str], None]) -> None:
         self._log = log
 
-    def plan(self, spec: Spec, bundle: str, sandbox_id: str, namespace: str) -> planning.SandboxPlan:
+    def plan(
+        self, config: Config, spec: Spec, bundle: str, sandbox_id: str, namespace: str
+    ) -> planning.SandboxPlan:
         """The plan, with what only the host knows: its size, the pod's shm and resolv.conf."""
         plans = mounts.plan(spec, bundle)
         sources = {(spec.mounts or ())[plan.at].destination: plan for plan in plans if plan.source}
@@ -67,7 +68,7 @@ class HostFactory:
             spec,
             sandbox_id,
             namespace,
-            self._config.hypervisor,
+            config.hypervisor,
             host_limits(),
             shm_size=_filesystem_size(shm),
             resolv_conf=_text_of(resolv_conf.source) if resolv_conf else "",
@@ -78,13 +79,13 @@ class HostFactory:
         path = (spec.linux.cgroups_path if spec.linux else None) or ""
         return Cgroup.for_container(path, container_id)
 
-    def build(self, plan: planning.SandboxPlan, netns: str, store: Store) -> RunningMachine:
+    def build(self, config: Config, plan: planning.SandboxPlan, netns: str, store: Store) -> RunningMachine:
         """Boot the machine.
 
         Raises HakoError (BootError with the guest's last words); nothing is left then.
         """
         with ExitStack() as undo:
-            building = Building(self._config, plan, netns, store, undo, self._log)
+            building = Building(config, plan, netns, store, undo, self._log)
             machine = building.build()
             machine.adopt(undo.pop_all())
             return machine

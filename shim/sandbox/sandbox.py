@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Protocol
 
 from shim import errors, paths
 from shim.oci import grouping
+from shim.sandbox import overrides, stub
 from shim.sandbox import plan as planning
-from shim.sandbox import stub
 from shim.sandbox.container import Container, Listener
 from shim.sandbox.hostside import Request
 from shim.sandbox.store import Store
@@ -65,10 +65,12 @@ class Machine(Protocol):
 class Factory(Protocol):
     """What makes a Machine and the cgroups around it; tests have their own."""
 
-    def plan(self, spec: Spec, bundle: str, sandbox_id: str, namespace: str) -> planning.SandboxPlan:
+    def plan(
+        self, config: Config, spec: Spec, bundle: str, sandbox_id: str, namespace: str
+    ) -> planning.SandboxPlan:
         """The plan for the pod whose first container this is."""
 
-    def build(self, plan: planning.SandboxPlan, netns: str, store: Store) -> Machine:
+    def build(self, config: Config, plan: planning.SandboxPlan, netns: str, store: Store) -> Machine:
         """Boot it; `netns` is the host path of the pod's network namespace. Raises HakoError."""
 
     def cgroup_of(self, container_id: str, spec: Spec) -> Cgroup:
@@ -91,6 +93,7 @@ class Sandbox:
         self.sandbox_id = sandbox_id
         self.namespace = namespace
         self.config = config
+        self._base_config = config
         self.loop = loop
         self.listener = listener
         self.log = log
@@ -225,7 +228,8 @@ class Sandbox:
     def _prepare_first(self, request: Request) -> None:
         annotations = request.spec.annotations or {}
         self.in_pod = grouping.role_of(annotations) != grouping.SINGLE
-        plan = self._factory.plan(request.spec, request.bundle, self.sandbox_id, self.namespace)
+        self.config = overrides.apply(self._base_config, annotations)
+        plan = self._factory.plan(self.config, request.spec, request.bundle, self.sandbox_id, self.namespace)
         directory = paths.sandbox_dir(self.sandbox_id, self.namespace)
         self._store = Store.create(directory, self.sandbox_id, self.namespace)
         if not plan.netns:
@@ -237,7 +241,7 @@ class Sandbox:
             if self._machine is not None:
                 return
             assert self._plan is not None
-            machine = self._factory.build(self._plan, self.netns, self.store)
+            machine = self._factory.build(self.config, self._plan, self.netns, self.store)
             self._machine = machine
         machine.on_end(self._machine_ended)
         self._await_oom(machine.agent)

@@ -69,7 +69,7 @@ class Daemon:
             config,
             self._loop,
             autoremove.Listener(self._service, self._end_soon),
-            HostFactory(config, log),
+            HostFactory(log),
             log,
         )
         self._service.sandbox = self._sandbox

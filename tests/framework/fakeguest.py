@@ -19,7 +19,7 @@ from agent.ttrpc.client import Client
 from agent.ttrpc.server import Deferred, Server
 from agent.ttrpc.status import FAILED_PRECONDITION, NOT_FOUND, RpcError
 from shim.agent_client import AgentClient
-from shim.config import HypervisorConfig
+from shim.config import Config
 from shim.oci.spec import Spec
 from shim.sandbox import plan as planning
 from shim.sandbox.store import Store
@@ -359,12 +359,14 @@ class FakeFactory:
         self.fail: Exception | None = None
         self.streams_by_rpc = False
 
-    def plan(self, spec: Spec, bundle: str, sandbox_id: str, namespace: str) -> planning.SandboxPlan:
+    def plan(
+        self, config: Config, spec: Spec, bundle: str, sandbox_id: str, namespace: str
+    ) -> planning.SandboxPlan:
         """The real planning on a small host."""
         host = planning.HostLimits(4, 4096)
-        return planning.plan(spec, sandbox_id, namespace, HypervisorConfig(), host)
+        return planning.plan(spec, sandbox_id, namespace, config.hypervisor, host)
 
-    def build(self, plan: planning.SandboxPlan, netns: str, store: Store) -> FakeMachine:
+    def build(self, config: Config, plan: planning.SandboxPlan, netns: str, store: Store) -> FakeMachine:
         """A machine at once."""
         if self.fail is not None:
             raise self.fail
