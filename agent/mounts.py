@@ -219,17 +219,25 @@ class BindMount(MountOp):
 class FilesystemMount(MountOp):
     """A new file system, such as tmpfs, devpts, mqueue."""
 
-    __slots__ = ()
+    __slots__ = ("stage_at",)
+
+    def __init__(self, destination: str, source: str, fstype: str, options: Options) -> None:
+        super().__init__(destination, source, fstype, options)
+        self.stage_at = ""
+        """directory to mount it at first, where only the agent's privileges allow to mount it"""
+
+    def stage(self) -> None:
+        """Mount it outside (in a mount namespace of one's own) and take it from there."""
+        if self.stage_at:
+            self.mount(self.stage_at, self.options.set)
+            self.tree = syscalls.open_tree(syscalls.AT_FDCWD, self.stage_at, syscalls.OPEN_TREE_CLONE)
+            syscalls.umount2(self.stage_at, syscalls.MNT_DETACH)
 
     def attach(self, root: Root) -> None:
         """Mount it at its place, then what mount(2) cannot say."""
         target = self.target(root)
+        self._attach_at(target)
         options = self.options
-        flags = options.set & ~syscalls.MS_RDONLY if self.writable_first() else options.set
-        try:
-            self.mount(fd_path(target), flags)
-        except OSError as error:
-            raise OSError(error.errno, os.strerror(error.errno or 0), self.destination) from None
         if options.propagation or options.rec_set or options.rec_clear or options.copy_up:
             top = root.open(self.destination)
             if options.copy_up:
@@ -237,6 +245,14 @@ class FilesystemMount(MountOp):
             finish_mount(top, options)
             os.close(top)
         os.close(target)
+
+    def _attach_at(self, target: int) -> None:
+        if self.tree >= 0:
+            syscalls.move_mount(self.tree, target)
+            os.close(self.tree)
+            return
+        flags = self.options.set & ~syscalls.MS_RDONLY if self.writable_first() else self.options.set
+        self.mount(fd_path(target), flags)
 
     def target(self, root: Root) -> int:
         """Where it goes, made if it is missing."""
@@ -259,17 +275,6 @@ class KernelMount(FilesystemMount):
     def target(self, root: Root) -> int:
         """Where it goes, made if it is missing."""
         return root.plain_directory(self.destination)
-
-    def mount(self, target: str, flags: int) -> None:
-        """mount(2); where the network namespace is not the container's, its user namespace may only bind
-        /sys.
-        """
-        try:
-            super().mount(target, flags)
-        except PermissionError:
-            if self.fstype != "sysfs":
-                raise
-            bind_existing("/sys", target, flags)
 
 
 class CgroupMount(FilesystemMount):
@@ -373,6 +378,21 @@ def _plan_bind(
         raise InvalidSpec(field + ".destination", "/proc can only be procfs")
     # Unknown options of a bind have no effect, as mount(2) ignores its data there.
     return BindMount(destination, os.path.join(bundle, mount.source), "bind", options)
+
+
+def stage_what_user_namespaces_may_not(
+    operations: Iterable[MountOp], spaces: namespaces.Plan, directory: str
+) -> None:
+    """Have sysfs and mqueue mounted outside, unless what they show is the user namespace's own.
+
+    A mount of them needs privileges over the network namespace, or the ipc namespace, that it shows; the
+    pod's belong to the guest.
+    """
+    shows = {"sysfs": syscalls.CLONE_NEWNET, "mqueue": syscalls.CLONE_NEWIPC}
+    for operation in operations:
+        kind = shows.get(operation.fstype, 0)
+        if kind and not spaces.new & kind and isinstance(operation, FilesystemMount):
+            operation.stage_at = directory
 
 
 def normal_path(path: str) -> str:

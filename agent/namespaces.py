@@ -208,11 +208,17 @@ def write_file(path: str, text: str) -> None:
         os.close(fd)
 
 
-def enter_new_time_namespace(offsets: str) -> None:
+def open_time_offsets() -> int:
+    """The file for the next time namespace's clocks. Procfs lets only the agent's own users open it."""
+    return os.open("/proc/self/timens_offsets", os.O_WRONLY | os.O_CLOEXEC)
+
+
+def enter_new_time_namespace(offsets_fd: int, offsets: str) -> None:
     """Make a time namespace, set its clocks and move there; unshare() alone would only move children."""
     syscalls.unshare(syscalls.CLONE_NEWTIME)
     if offsets:
-        write_file("/proc/self/timens_offsets", offsets)
+        os.write(offsets_fd, offsets.encode())
+    os.close(offsets_fd)
     fd = os.open("/proc/self/ns/time_for_children", os.O_RDONLY | os.O_CLOEXEC)
     syscalls.setns(fd, syscalls.CLONE_NEWTIME)
     os.close(fd)

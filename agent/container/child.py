@@ -154,7 +154,7 @@ def _enter_namespaces(plan: InitPlan, child: Child) -> Root:
     for kind in spaces.joined:
         if kind != "pid":
             namespaces.join(spaces, kind)
-    _unshare(spaces, spaces.new)
+    _unshare(spaces, spaces.new, _time_offsets(spaces))
     child.step = "rootfs"
     rootfs.set_tree_propagation(plan.rootfs, plan.propagation)
     root = rootfs.attach(rootfs.clone_tree(plan.rootfs), plan.rootfs)
@@ -162,12 +162,16 @@ def _enter_namespaces(plan: InitPlan, child: Child) -> Root:
     return root
 
 
-def _unshare(spaces: namespaces.Plan, kinds: int) -> None:
+def _time_offsets(spaces: namespaces.Plan) -> int:
+    return namespaces.open_time_offsets() if spaces.new & syscalls.CLONE_NEWTIME else -1
+
+
+def _unshare(spaces: namespaces.Plan, kinds: int, time_offsets: int) -> None:
     """Make the new namespaces of `kinds`; the pid namespace was made by the fork."""
     alone = syscalls.CLONE_NEWPID | syscalls.CLONE_NEWTIME | syscalls.CLONE_NEWUSER
     syscalls.unshare(kinds & ~alone)
     if kinds & syscalls.CLONE_NEWTIME:
-        namespaces.enter_new_time_namespace(spaces.time_offsets)
+        namespaces.enter_new_time_namespace(time_offsets, spaces.time_offsets)
     if kinds & syscalls.CLONE_NEWNET:
         namespaces.bring_up_loopback()
 
@@ -202,6 +206,7 @@ def _enter_user_namespace(plan: InitPlan, child: Child) -> Root:
     _stage(plan, child)
     child.step = "devices"
     devices.stage(plan.devices, plan.bundle, spaces.uid_map, spaces.gid_map)
+    time_offsets = _time_offsets(spaces)
     child.step = "user namespace"
     if "user" in spaces.joined:
         namespaces.join(spaces, "user")
@@ -210,7 +215,7 @@ def _enter_user_namespace(plan: InitPlan, child: Child) -> Root:
         child.channel.send(handshake.MAP_IDS)
         child.wait_for(handshake.MAPPED)
     _become_root()
-    _unshare(spaces, spaces.new | syscalls.CLONE_NEWNS)
+    _unshare(spaces, spaces.new | syscalls.CLONE_NEWNS, time_offsets)
     if spaces.new & syscalls.CLONE_NEWPID:
         syscalls.unshare(syscalls.CLONE_NEWPID)
         _fork_again(child)

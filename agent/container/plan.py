@@ -123,6 +123,8 @@ def plan_init(
     result.propagation = rootfs.propagation(linux.RootfsPropagation)
     own_cgroup_view = result.namespaces.has("cgroup")
     result.mounts = mounts.plan(spec.Mounts, bundle, "" if own_cgroup_view else cgroup.directory)
+    if result.namespaces.has("user"):
+        mounts.stage_what_user_namespaces_may_not(result.mounts, result.namespaces, bundle)
     result.devices = devices.plan(linux.Devices) if devices.are_wanted(result.mounts) else []
     result.masked_paths = list(linux.MaskedPaths)
     result.readonly_paths = list(linux.ReadonlyPaths)

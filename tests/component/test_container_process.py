@@ -133,7 +133,9 @@ def test_no_new_privileges(wanted: bool) -> None:
 
 @pytest.mark.parametrize("wanted", [True, False])
 def test_seccomp_with_and_without_no_new_privileges(wanted: bool) -> None:
-    """The filter is in force before the program, for a process without CAP_SYS_ADMIN, and breaks nothing else."""
+    """The filter is in force before the program, for a process without CAP_SYS_ADMIN, and breaks nothing
+    else.
+    """
     profile = {
         "defaultAction": "SCMP_ACT_ALLOW",
         "architectures": ["SCMP_ARCH_X86_64"],
@@ -216,7 +218,7 @@ def test_only_the_three_streams_are_open() -> None:
 
     def body(guest: Guest) -> Finished:
         extra = os.open("/", os.O_RDONLY)
-        os.set_inheritable(extra, True)  # even a careless one
+        os.dup2(extra, 50, inheritable=True)  # even a careless one
         return guest.run("ls /proc/self/fd")
 
     # ls has the directory itself open.

@@ -25,7 +25,9 @@ pytestmark = [need_root, need_busybox]
 
 
 def mountinfo(text: str) -> dict[str, list[str]]:
-    """mount point -> [options of the mount, optional fields..., "-", type, source, options of the fs]; topmost."""
+    """mount point -> [options of the mount, optional fields..., "-", type, source, options of the fs];
+    topmost.
+    """
     return {fields[4]: fields[5:] for fields in (line.split() for line in text.splitlines())}
 
 
@@ -35,7 +37,9 @@ def with_mounts(*more: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def run_with(script: str, make: list[str], mount: dict[str, Any], **changes: Any) -> Finished:
-    """Run with one more mount; "SRC" in its source is a directory with `make`'s files ("name/" is a directory)."""
+    """Run with one more mount; "SRC" in its source is a directory with `make`'s files ("name/" is a
+    directory).
+    """
 
     def body(guest: Guest) -> Finished:
         source = guest.directory / "source"
@@ -190,7 +194,7 @@ def test_slave_volume_sees_later_mounts_and_gives_none() -> None:
         streams = Streams(keep_stdin=True)
         container.create(streams.plan())
         container.start()
-        guest.until(lambda: streams.pump() is None and "ready" in streams.text(1))
+        guest.until(lambda: streams.shows("ready"))
         syscalls.mount("tmpfs", str(source / "late"), "tmpfs", 0)
         (source / "late/file").write_text("late")
         streams.send(b"\n")
@@ -417,7 +421,7 @@ def test_devices_of_the_spec() -> None:
 
 
 def test_an_images_own_device_is_checked() -> None:
-    """A file of the image where a default device belongs is replaced: it could collect what is written to it."""
+    """A file of the image where a default device belongs is replaced, as it could collect what is written."""
 
     def body(guest: Guest) -> tuple[str, bool]:
         mounts = [mount for mount in default_mounts() if not mount["destination"].startswith("/dev")]

@@ -182,8 +182,7 @@ class Streams:
         """Wait for the exit and the end of both outputs."""
 
         def over() -> bool:
-            self.pump()
-            return process.exit_status is not None and self.outputs_ended()
+            return self.outputs_ended() and process.exit_status is not None
 
         guest.until(over, seconds)
         assert process.exit_status is not None
@@ -191,8 +190,14 @@ class Streams:
         return Finished(process.exit_status, self.text(1), self.text(2))
 
     def outputs_ended(self) -> bool:
-        """Whether both outputs have come to their end; of a terminal there is only one."""
+        """Whether both outputs have come to their end by now; of a terminal there is only one."""
+        self.pump()
         return all(self._ended[number] for number in (1, 2) if number in self._wanted)
+
+    def shows(self, text: str) -> bool:
+        """Whether stdout has come to `text`."""
+        self.pump()
+        return text in self.text(1)
 
     def text(self, number: int) -> str:
         """What came on stdout (1) or stderr (2) so far; bytes that are no text stay recognizable."""
