@@ -26,6 +26,7 @@ from shim.sandbox.hostside import HostSide, Request
 from shim.sandbox.process import KILLED, Exit, GuestProcess
 from shim.sandbox.state import Status, allows, require
 from shim.sandbox.streams import connect
+from shim.stdio.binary import Owner
 from shim.stdio.fifo import Names
 from shim.stdio.relay import Relay, Streams
 from shim.stdio.rpcrelay import RpcRelay
@@ -62,6 +63,7 @@ class Home(Protocol):
     loop: Loop
     listener: Listener
     sandbox_id: str
+    namespace: str
     in_pod: bool
 
     @property
@@ -132,7 +134,7 @@ class Container:
         with self._verbs:
             plans = mounts.plan(self.spec, self.bundle)
             guest_spec = translate.translate(self.spec, plans, self._share(plans))
-            relay, ports = connect(self._home, Streams(self.request.names), self.id, self.id)
+            relay, ports = connect(self._home, self._streams(self.init), self.id, self.id)
             request = agent_pb2.CreateContainerRequest(
                 container_id=self.id,
                 exec_id=self.id,
@@ -187,6 +189,10 @@ class Container:
                 return True
         return False
 
+    def _streams(self, process: GuestProcess) -> Streams:
+        """The engine's ends, opened."""
+        return Streams(process.names, Owner(self.id, self._home.namespace))
+
     def _created(self, relay: Relay | RpcRelay) -> None:
         self._in_guest = True
         self.init.relay = relay
@@ -230,7 +236,7 @@ class Container:
             require(process.status, "start", exec_id)
             require(self.init.status, "exec", self.id)
             assert process.spec is not None
-            relay, ports = connect(self._home, Streams(process.names), self.id, exec_id)
+            relay, ports = connect(self._home, self._streams(process), self.id, exec_id)
             request = agent_pb2.ExecProcessRequest(
                 container_id=self.id,
                 exec_id=exec_id,

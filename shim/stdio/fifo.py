@@ -2,8 +2,8 @@
 
 Owns: the schemes of the stdio strings (containerd: "" is null, a plain path or fifo:// a fifo, file:// a
 file that is appended to; ours: cri-log:// a log file in the format of the CRI, cri-log://LOG?fifo=FIFO the
-same and a fifo too, as long as the one who is attached to it lives) and how each is opened. Must not know:
-what is on the other side. Called by relay.py.
+same and a fifo too, as long as the one who is attached to it lives; binary:// a logger program) and how
+each is opened. Must not know: what is on the other side. Called by relay.py.
 
 Opening never blocks, whoever is at the other end of a fifo or is not there yet. An output fifo is opened
 for both directions, so that writing to it neither fails nor ends while containerd restarts; an input fifo
@@ -18,6 +18,8 @@ import stat
 from typing import NamedTuple
 
 from shim.errors import InvalidSpec
+from shim.stdio import binary
+from shim.stdio.binary import Owner
 from shim.stdio.logfile import LogFile
 from shim.stdio.pump import Sink, Tee
 
@@ -72,8 +74,10 @@ def open_input(name: str) -> Input:
         raise
 
 
-def open_outputs(names: Names) -> tuple[Output, Output]:
-    """What takes stdout and stderr; None where there is no such stream. Raises InvalidSpec, OSError."""
+def open_outputs(names: Names, owner: Owner) -> tuple[Output, Output]:
+    """What takes stdout and stderr; None where there is no such stream. Raises HakoError, OSError."""
+    if scheme_of(names.stdout)[0] == "binary":
+        return binary.start(names.stdout, owner)
     stdout = _open_output(names.stdout, "stdout")
     stderr_name = "" if names.terminal else names.stderr
     try:
@@ -109,7 +113,7 @@ def _open_output(name: str, stream: str) -> Output:
         return os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
     if scheme == "cri-log":
         return _open_log(name, LogFile(path, stream))
-    raise InvalidSpec(stream, f"unknown scheme {scheme}://", hint="fifo, file and cri-log exist")
+    raise InvalidSpec(stream, f"unknown scheme {scheme}://", hint="fifo, file, cri-log and binary exist")
 
 
 def _open_log(name: str, log: LogFile) -> Output:

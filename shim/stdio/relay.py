@@ -17,6 +17,7 @@ from collections.abc import Mapping
 from socket import socket
 
 from agent.linux.loop import Loop
+from shim.stdio.binary import Owner
 from shim.stdio.fifo import Discard, Input, Names, close_output, open_input, open_outputs
 from shim.stdio.pump import Pump, Sink, Tee
 
@@ -24,11 +25,11 @@ from shim.stdio.pump import Pump, Sink, Tee
 class Streams:
     """The engine's ends of a process's streams, opened but not yet connected. `close` if they never are."""
 
-    def __init__(self, names: Names) -> None:
+    def __init__(self, names: Names, owner: Owner = Owner()) -> None:  # noqa: B008 - immutable
         self.names = names
         self.stdin: Input | None = open_input(names.stdin) if names.stdin else None
         try:
-            self.stdout, self.stderr = open_outputs(names)
+            self.stdout, self.stderr = open_outputs(names, owner)
         except BaseException:
             self.close_stdin()
             raise
