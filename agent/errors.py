@@ -7,7 +7,8 @@
     ├── WrongState          FAILED_PRECONDITION  the verb is legal, but not now
     ├── DeadlineExceeded    DEADLINE_EXCEEDED    bounded waiting came to its end
     ├── Unsupported         UNIMPLEMENTED        legal, and this agent does not do it
-    └── StepError           INTERNAL             a step of create, start, remove failed: which, errno, on what
+    └── StepError           INTERNAL             a step of create, start, remove failed: which, errno, on
+    what
 
 Owns the wording. Knows nothing of ttrpc but the numbers of its status codes (gRPC's, frozen).
 Raised everywhere in `agent`.
@@ -114,6 +115,9 @@ def errno_text(number: int) -> str:
 
 
 def step_error(step: str, error: OSError) -> StepError:
-    """`error`, said as the failure of `step`."""
+    """`error`, said as the failure of `step`; a text that says more than its errno is kept."""
     path = os.fsdecode(error.filename) if isinstance(error.filename, (str, bytes)) else ""
-    return StepError(step, error.errno or 0, path, "" if error.errno else str(error))
+    if not error.errno:
+        return StepError(step, 0, path, str(error))
+    text = error.strerror or ""
+    return StepError(step, error.errno, path, "" if text.endswith(os.strerror(error.errno)) else text)

@@ -1,0 +1,190 @@
+"""A guest whose init is a Python script of a test: image, boot, and the marked lines on its console.
+
+Owns: an erofs image (or initramfs) with the host's Python, the agent package and one script, and one QEMU
+run of it under TCG. It needs neither the shim nor the project's own image; only the kernel comes from
+there. The script speaks in console lines "CHECK <name> ok" or "CHECK <name> FAIL <text>", and "PLUG <id>"
+asks for a disk.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import shutil
+import socket
+import subprocess
+import sysconfig
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from tests.framework.importgraph import REPOSITORY
+
+PYTHON = Path("/usr/bin/python3").resolve()
+QEMU = "qemu-system-x86_64"
+GUEST = Path(os.environ.get("HAKO_TEST_GUEST", "/tmp/hako/guest.json"))
+"""{"kernel": PATH}: a PVH vmlinux with the project's configuration"""
+_EMPTY = ("proc", "sys", "dev", "run", "tmp", "etc", "mnt", "root")
+_LEFT_OUT = shutil.ignore_patterns(
+    "asyncio", "config-3*", "dist-packages", "distutils", "email", "ensurepip", "http", "idlelib", "lib2to3",
+    "multiprocessing", "pydoc_data", "site-packages", "test", "tkinter", "turtledemo", "unittest", "xml",
+)  # fmt: skip
+
+
+def missing() -> str:
+    """What lacks for such a guest, "" if nothing does."""
+    if not GUEST.exists() or not Path(json.loads(GUEST.read_text())["kernel"]).exists():
+        return f"no guest kernel: build it (make guest) and name it in {GUEST} or HAKO_TEST_GUEST"
+    tools = {
+        QEMU: "qemu-system-x86",
+        "mkfs.erofs": "erofs-utils",
+        "cpio": "cpio",
+        "busybox": "busybox-static",
+    }
+    lacking = [package for tool, package in tools.items() if shutil.which(tool) is None]
+    return f"apt install {' '.join(lacking)}" if lacking else ""
+
+
+def kernel() -> str:
+    """The guest kernel's path on the host."""
+    found: str = json.loads(GUEST.read_text())["kernel"]
+    return found
+
+
+# --- the image --------------------------------------------------------------------------------------------
+
+
+def tree(root: Path, script: Path) -> None:
+    """A root file system below `root` whose /init runs `script` with the agent on its path."""
+    for name in _EMPTY:
+        (root / name).mkdir(parents=True)
+    (root / "etc/resolv.conf").write_text("")
+    site = Path(sysconfig.get_path("platlib"))
+    extensions = [*site.glob("_cffi_backend*.so"), *site.glob("google/_upb/*.so")]
+    for library in _libraries(PYTHON, *extensions):
+        _copy(library, root)
+    _copy(PYTHON, root)
+    _copy(Path("/bin/busybox"), root)
+    version = f"python{sysconfig.get_python_version()}"
+    shutil.copytree(f"/usr/lib/{version}", root / "usr/lib" / version, ignore=_LEFT_OUT)
+    hako = root / "usr/lib/hako"
+    shutil.copytree(site / "google", hako / "google")
+    for backend in site.glob("_cffi_backend*.so"):
+        shutil.copy(backend, hako)
+    shutil.copytree(REPOSITORY / "agent", hako / "agent", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(script, hako / "script.py")
+    init = root / "init"
+    init.write_text(
+        f"#!{PYTHON} -IS\nimport sys\nsys.path.insert(0, '/usr/lib/hako')\nsys.dont_write_bytecode = True\n"
+        "import script\nscript.main()\n"
+    )
+    init.chmod(0o755)
+
+
+def _libraries(*programs: Path) -> set[Path]:
+    output = subprocess.run(["ldd", *map(str, programs)], check=True, capture_output=True, text=True).stdout
+    return {Path(word) for word in output.split() if word.startswith("/") and not word.endswith(":")}
+
+
+def _copy(source: Path, root: Path) -> None:
+    target = root / str(source).lstrip("/")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copy(source, target)
+
+
+def erofs(root: Path, image: Path) -> Path:
+    """The tree as an erofs image."""
+    subprocess.run(
+        ["mkfs.erofs", "--all-root", "-T0", str(image), str(root)], check=True, capture_output=True
+    )
+    return image
+
+
+def initramfs(root: Path, archive: Path) -> Path:
+    """The tree as an uncompressed initramfs."""
+    names = subprocess.run(["find", "."], cwd=root, check=True, capture_output=True).stdout
+    with open(archive, "wb") as output:
+        command = ["cpio", "--quiet", "-o", "-H", "newc", "-R", "0:0"]
+        subprocess.run(command, cwd=root, input=names, stdout=output, check=True)
+    return archive
+
+
+# --- the machine ------------------------------------------------------------------------------------------
+
+
+class Run:
+    """What a guest said before it ended."""
+
+    def __init__(self, console: str, status: int, seconds: float) -> None:
+        self.console = console
+        self.status = status
+        self.seconds = seconds
+        self.checks: dict[str, str] = {}
+        for line in console.splitlines():
+            words = line.strip().split(" ", 2)
+            if len(words) == 3 and words[0] == "CHECK":
+                self.checks[words[1]] = words[2]
+
+
+def boot(options: Sequence[str], cmdline: str, directory: Path, seconds: float) -> Run:
+    """Run a guest until it powers off; TimeoutError with the console's end when it does not."""
+    ours, theirs = socket.socketpair()
+    argv = [
+        "setpriv", "--pdeathsig", "KILL",
+        QEMU, "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
+        "-machine", "q35,accel=tcg", "-cpu", "max", "-smp", "2", "-m", "768",
+        "-kernel", kernel(), "-append", f"console=hvc0 panic=-1 quiet {cmdline}",
+        "-chardev", "stdio,id=console,signal=off",
+        "-device", "virtio-serial-pci", "-device", "virtconsole,chardev=console",
+        "-chardev", f"socket,id=qmp,fd={theirs.fileno()}", "-mon", "chardev=qmp,mode=control",
+        *options,
+    ]  # fmt: skip
+    start = time.monotonic()
+    with ours, open(directory / "qemu.err", "wb") as errors:
+        process = subprocess.Popen(
+            argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors, pass_fds=[theirs.fileno()]
+        )
+        theirs.close()
+        try:
+            console = _listen(process, ours, start + seconds)
+            status = process.wait(10)
+        finally:
+            process.kill()
+            process.wait()
+    if not console:
+        raise AssertionError("silent guest; QEMU says: " + (directory / "qemu.err").read_text())
+    return Run(console, status, time.monotonic() - start)
+
+
+def _listen(process: subprocess.Popen[bytes], qmp: socket.socket, deadline: float) -> str:
+    assert process.stdout is not None
+    output, data = process.stdout.fileno(), b""
+    plugged: set[bytes] = set()
+    while True:
+        ready, _, _ = select.select([output], [], [], max(0.0, deadline - time.monotonic()))
+        if not ready:
+            tail = data.decode(errors="replace")[-3000:]
+            raise TimeoutError(f"the guest did not power off; its console ends:\n{tail}")
+        piece = os.read(output, 65536)
+        if not piece:
+            return data.decode(errors="replace")
+        data += piece
+        for line in data.splitlines():
+            if line.startswith(b"PLUG ") and line not in plugged and data.endswith(b"\n"):
+                plugged.add(line)
+                _plug(qmp, line.split()[1].decode())
+
+
+def _plug(qmp: socket.socket, disk: str) -> None:
+    """Attach the block node `disk` behind the port that is called after it."""
+    stream = qmp.makefile("rw", encoding="utf-8")
+    arguments = {"driver": "virtio-blk-pci", "drive": disk, "bus": f"port-{disk}", "id": f"device-{disk}"}
+    for command in (
+        {"execute": "qmp_capabilities"},
+        {"execute": "device_add", "arguments": arguments},
+    ):
+        stream.write(json.dumps(command) + "\n")
+        stream.flush()
+        while "return" not in (answer := json.loads(stream.readline())):
+            assert "error" not in answer, answer
