@@ -10,7 +10,7 @@ import os
 import time
 
 from agent import namespaces, rlimits
-from agent.container import child, handshake
+from agent.container import child, handshake, program
 from agent.errors import StepError
 from agent.linux import syscalls
 
@@ -119,7 +119,7 @@ class Spawned:
             detail = f"the child was killed by signal {signum}{hint}"
         else:
             detail = f"the child exited with status {os.WEXITSTATUS(status)}"
-        return StepError(child.START_FAILED, 0, detail=detail)
+        return StepError(program.START_FAILED, 0, detail=detail)
 
 
 def _unexpected(kind: int) -> StepError:

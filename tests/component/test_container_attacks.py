@@ -343,10 +343,10 @@ def test_a_container_that_blocks_an_exec_costs_bounded_time(monkeypatch: pytest.
     monkeypatch.setattr(spawn, "SETUP_SECONDS", 0.5)
 
     def body(guest: Guest) -> tuple[str, float, list[str]]:
-        from agent.container import child
+        from agent.container import program
 
         container = guest.started(["sleep", "100"])
-        child.find_program = lambda process: time.sleep(100) or ""  # type: ignore[func-returns-value]
+        program.find_program = lambda process: time.sleep(100) or ""  # type: ignore[func-returns-value]
         began = time.monotonic()
         try:
             guest.exec(container, "true")
