@@ -4,7 +4,8 @@ Owns: the order, and what each of the two takes away. Must not know: the VM, the
 process at the end (shim/task/autoremove.py), which does it although `hako run` may be gone, and by `hako
 rm` and a failed `hako run`. Everything may be repeated, and what is not there is no error.
 
-    ended     how it ended is written down, its network is given back; root filesystem, log and name stay
+    exited    how it ended is written down
+    ended     its network is given back; root filesystem, log and name stay
     removed   everything goes
 """
 
@@ -22,12 +23,16 @@ if TYPE_CHECKING:
 REMOVE_ANNOTATION = "io.hako.auto-remove"
 
 
-def ended(container_id: str, exit_status: int, exited_at: float) -> None:
-    """Write down how it ended (`exited_at` in seconds since 1970) and give its network back."""
+def exited(container_id: str, exit_status: int, exited_at: float) -> None:
+    """Write down how it ended (`exited_at` in seconds since 1970)."""
     container = registry.load(container_id)
     if container is not None:
         result = {"exit_status": exit_status, "exited_at": exited_at}
         registry.write_json(container.file(registry.EXIT), result)
+
+
+def ended(container_id: str) -> None:
+    """Give its network back, once its VM is gone."""
     _release_network(container_id)
 
 

@@ -1,10 +1,9 @@
-"""The `--rm` of `hako run`: a container with the annotation io.hako.auto-remove=true goes as soon as it has
-ended.
+"""The end of a container made by hand: nobody calls Delete, because `hako run` may be gone by then.
 
-Owns: that duty, which the pod process has because the command may be killed before the container ends. Must
-not know: the task service it stands in front of. Used by daemon.py as the sandbox's listener.
-
-What goes: the task (as Delete would), its bundle directory, and then the pod process.
+Owns: that duty of the pod process. A container with the annotation io.hako.auto-remove is deleted as soon as
+it has ended, and the pod process ends with it: `true` (--rm) leaves nothing, `false` leaves its log, root
+filesystem and exit status. Must not know: the task service it stands in front of, what a container has
+beside its pod (shim/byhand/aftercare.py). Used by daemon.py as the sandbox's listener.
 """
 
 from __future__ import annotations
@@ -12,6 +11,8 @@ from __future__ import annotations
 import shutil
 import threading
 from typing import TYPE_CHECKING, Protocol
+
+from shim.errors import HakoError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -36,24 +37,39 @@ class Service(Protocol):
 
 
 class Listener:
-    """Passes everything on, and removes the containers that want it."""
+    """Passes everything on, and ends the containers that nobody else ends. `log`: level and message."""
 
-    def __init__(self, service: Service, shut_down: Callable[[], None]) -> None:
+    def __init__(
+        self, service: Service, shut_down: Callable[[], None], log: Callable[[str, str], None]
+    ) -> None:
         self._service = service
         self._shut_down = shut_down
+        self._log = log
 
     def exited(self, container: container.Container, process: GuestProcess, exit: Exit) -> None:
-        """A process has ended; if it was the container's own, the container may go with it."""
+        """A process has ended; if it was the first one of a container made by hand, all of it ends."""
         self._service.exited(container, process, exit)
-        wanted = (container.spec.annotations or {}).get(ANNOTATION) == "true"
-        if wanted and process is container.init:
-            threading.Thread(target=self._remove, args=(container,), name="hako-remove").start()
+        wish = (container.spec.annotations or {}).get(ANNOTATION)
+        if wish in ("true", "false") and process is container.init:
+            arguments = (container, exit, wish == "true")
+            threading.Thread(target=self._end, args=arguments, name="hako-remove").start()
 
     def out_of_memory(self, container: container.Container) -> None:
         """A process was killed for memory."""
         self._service.out_of_memory(container)
 
-    def _remove(self, container: container.Container) -> None:
-        self._service.remove(container.id)
-        shutil.rmtree(container.bundle, ignore_errors=True)
-        self._shut_down()
+    def _end(self, container: container.Container, exit: Exit, removed: bool) -> None:
+        from shim.byhand import aftercare
+
+        try:
+            aftercare.exited(container.id, exit.status, exit.at / 1e9)
+            self._service.remove(container.id)
+            if removed:
+                aftercare.removed(container.id)
+                shutil.rmtree(container.bundle, ignore_errors=True)
+            else:
+                aftercare.ended(container.id)
+        except (HakoError, OSError) as exc:
+            self._log("error", f"end of {container.id}: {exc}")
+        finally:
+            self._shut_down()

@@ -68,7 +68,7 @@ class Daemon:
             invocation.namespace,
             config,
             self._loop,
-            autoremove.Listener(self._service, self._end_soon),
+            autoremove.Listener(self._service, self._end_soon, log),
             HostFactory(log),
             log,
         )

@@ -357,3 +357,17 @@ def test_auto_remove_takes_everything_away(pod: Pod) -> None:
     assert pod.shut_down.wait(5)
     assert not (pod.directory / "b/pod1").exists()
     assert pod.machine.closed and pod.events.topics()[-2:] == ["exit", "delete"]
+
+
+def test_a_container_made_by_hand_that_is_kept(pod: Pod) -> None:
+    """Without `--rm`: task and process end too, but the bundle stays, and says how the container ended."""
+    from shim.byhand import aftercare, registry
+
+    container = registry.new("kept")
+    registry.save(container)
+    annotations = {"annotations": {"io.hako.auto-remove": "false"}}
+    pod.run(container.id, "exit", "3", spec=annotations)
+    assert pod.shut_down.wait(5)
+    assert pod.machine.closed and (pod.directory / "b" / container.id).exists()
+    ended = aftercare.exit_of(registry.find("kept"))
+    assert ended is not None and ended[0] == 3

@@ -107,7 +107,7 @@ class Pod:
         self._publisher = Publisher(str(directory / "ev.sock"), NAMESPACE, log)
         self.service = TaskService(self._publisher, log, self.shut_down.set)
         config = config or Config(runtime=RuntimeConfig(stdio_drain_timeout=1.0, stop_timeout=1.0))
-        listener = Listener(self.service, self.shut_down.set)
+        listener = Listener(self.service, self.shut_down.set, log)
         self.sandbox = Sandbox(sandbox_id, NAMESPACE, config, self.loop, listener, self.factory, log)
         self.service.sandbox = self.sandbox
         services = dict.fromkeys(SERVICES, self.service.methods())

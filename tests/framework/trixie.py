@@ -125,7 +125,7 @@ def _unmount(root: Path) -> None:
 
 
 def _environment() -> dict[str, str]:
-    passed = {key: value for key, value in os.environ.items() if key.startswith(PASSED)}
+    passed = {k: v for k, v in os.environ.items() if k.startswith(PASSED) and k != "PIP_FIND_LINKS"}
     return passed | {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "HOME": "/root", "LANG": "C.UTF-8", "TERM":
     "dumb"}
 

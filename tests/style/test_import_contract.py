@@ -43,7 +43,8 @@ AGENT_LINES: list[tuple[str, set[str]]] = [
     (
         "free",
         {"namespaces", "mounts", "rootfs", "devices", "cgroups", "seccomp", "capabilities", "rlimits",
-         "hooks", "users", "storage", "network", "guest", "init", "process", "config", "streams"},
+         "hooks", "users", "storage", "network", "guest", "init", "process", "config", "streams",
+         "container_devices", "modules", "oom", "orphans", "sandbox_storages", "shared_namespaces"},
     ),
     ("free", {"ttrpc"}),
     ("free", {"linux", "api", "errors", "log"}),
