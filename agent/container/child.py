@@ -38,6 +38,12 @@ else:
     import _signal  # signal.py is an enum on top of it
 
 FAILED_STATUS = 1
+# Signals that Python, or who started the agent, ignores, which is inherited through execve; and SIGCHLD,
+# whose handler belongs to the agent.
+RESET_SIGNALS = (
+    _signal.SIGHUP, _signal.SIGINT, _signal.SIGQUIT, _signal.SIGPIPE, _signal.SIGTERM, _signal.SIGXFSZ,
+    _signal.SIGCHLD,
+)  # fmt: skip
 
 
 class Child:
@@ -119,9 +125,9 @@ def _detach(child: Child, process: ProcessPlan, keep: list[int]) -> None:
     child.step = "detach from the agent"
     syscalls.prctl(syscalls.PR_SET_DUMPABLE, 0)
     _signal.pthread_sigmask(_signal.SIG_SETMASK, [])
-    for signum in range(1, 65):
-        if _signal.getsignal(signum) == _signal.SIG_IGN:
-            _signal.signal(signum, _signal.SIG_DFL)
+    _signal.set_wakeup_fd(-1)  # the number will be another file's
+    for signum in RESET_SIGNALS:
+        _signal.signal(signum, _signal.SIG_DFL)
     close_all_but([child.channel.fileno(), *process.stdio, *keep])
     child.null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
     os.umask(0)

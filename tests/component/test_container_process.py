@@ -346,3 +346,22 @@ def test_a_failed_create_leaves_nothing() -> None:
     before, after, pids = in_guest(body)
     assert after == before
     assert pids == ["1"]
+
+
+def test_the_agents_signal_handling_is_not_the_childs() -> None:
+    """The child does not catch SIGCHLD: the agent's wake-up descriptor is another file's number in it."""
+    import signal
+
+    look = {"path": "/bin/sh", "args": ["sh", "-c", "grep -E 'SigCgt|SigIgn' /proc/1/status > /caught"]}
+
+    def body(guest: Guest) -> str:
+        _, writer = os.pipe2(os.O_NONBLOCK)
+        signal.set_wakeup_fd(writer)
+        signal.signal(signal.SIGCHLD, lambda *_: None)
+        guest.run("true", hooks={"startContainer": [dict(look, env=["PATH=/bin"])]})
+        signal.set_wakeup_fd(-1)
+        return (guest.rootfs() / "caught").read_text()
+
+    ignored, caught = (int(line.split()[1], 16) for line in in_guest(body).splitlines())
+    assert not ignored
+    assert not caught >> (signal.SIGCHLD - 1) & 1
