@@ -55,8 +55,14 @@ DEVICE_LINKS = (
     ("/proc/self/fd/2", "/dev/stderr"),
 )
 # nsdelegate: a container with its own cgroup namespace and a writable cgroup mount still cannot change its
-# limits.
-_CGROUP_OPTIONS = ("nsdelegate,memory_recursiveprot", "nsdelegate", "")
+# limits. favordynmods (6.0): a process joins its cgroup without waiting for RCU, 1 ms instead of 5 to 30
+# measured in an emulated guest, for every container and every exec.
+_CGROUP_OPTIONS = (
+    "nsdelegate,memory_recursiveprot,favordynmods",
+    "nsdelegate,memory_recursiveprot",
+    "nsdelegate",
+    "",
+)
 
 
 def setup() -> None:
