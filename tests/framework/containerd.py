@@ -11,6 +11,7 @@ HAKO_TEST_CONTAINERD names another containerd's directory (containerd, ctr, cont
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -74,6 +75,23 @@ def write_launcher(directory: Path) -> Path:
     path.write_text(LAUNCHER.format(python=python, path=[str(ROOT), site]))
     path.chmod(0o755)
     return path
+
+
+def guest_config(directory: Path) -> dict[str, str]:
+    """The environment with a configuration for VM tests: HAKO_TEST_GUEST's kernel and image, or what is
+    installed.
+
+    HAKO_TEST_GUEST is a JSON file {"kernel": PATH, "image": PATH or null, "initrd": PATH or null}.
+    """
+    lines = ["[hypervisor]", 'accelerator = "tcg"']
+    file = os.environ.get("HAKO_TEST_GUEST")
+    if file:
+        guest = json.loads(Path(file).read_text())
+        keys = [key for key in ("kernel", "image", "initrd") if guest.get(key)]
+        lines += ["[guest]", *(f'{key} = "{guest[key]}"' for key in keys)]
+    path = directory / "hako.toml"
+    path.write_text("\n".join(lines) + "\n")
+    return {"HAKO_CONFIG": str(path)}
 
 
 class Containerd:
@@ -160,11 +178,15 @@ class Containerd:
         self.stop(number)
         self.start()
 
+    def argv(self, *arguments: str) -> list[str]:
+        """ctr's command line."""
+        return [binary("ctr"), "--address", self.address, *arguments]
+
     def ctr(
         self, *arguments: str, timeout: float = 60, check: bool = True, input: bytes | None = None
     ) -> Result:
         """Run ctr; with `check`, a failure raises with its stderr and containerd's log."""
-        argv = [binary("ctr"), "--address", self.address, *arguments]
+        argv = self.argv(*arguments)
         result = subprocess.run(
             argv, input=input, stdin=None if input is not None else subprocess.DEVNULL,
             capture_output=True, timeout=timeout, env=self.environment, check=False,
@@ -178,7 +200,7 @@ class Containerd:
 
     def popen(self, *arguments: str, **options: Any) -> subprocess.Popen[bytes]:
         """ctr in the background, with pipes."""
-        argv = [binary("ctr"), "--address", self.address, *arguments]
+        argv = self.argv(*arguments)
         pipes: dict[str, Any] = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
         return subprocess.Popen(argv, env=self.environment, **(pipes | options))
 
@@ -248,6 +270,7 @@ class Containerd:
 def short_directory() -> Iterator[Path]:
     """A directory with a short name for sockets, removed at the end."""
     directory = Path(tempfile.mkdtemp(prefix="hk", dir="/tmp"))
+    directory.chmod(0o711)  # the unprivileged daemons pass through it
     try:
         yield directory
     finally:
