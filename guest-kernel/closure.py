@@ -14,6 +14,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import elf
 from commands import BuildError, run
 from imports import imported
 
@@ -26,7 +27,6 @@ HOST_ONLY = ("ttrpc/client.py", "generate*.py", "**/generate*.py", "**/test_*.py
 # which the interpreter finds its library (Modules/getpath.py), though it runs the frozen copy.
 ALWAYS = ("encodings.ascii", "encodings.latin_1")
 LANDMARK = "os"
-PATH_IN_GUEST = "/usr/lib/hako"
 
 
 @dataclass(frozen=True)
@@ -102,6 +102,26 @@ def shared_libraries(binaries: Iterable[Path]) -> dict[str, Path]:
         for name, path in re.findall(r"(?:(\S+) => )?(/\S+) \(0x", run(["ldd", binary]).decode()):
             found[name or Path(path).name] = Path(path)
     return dict(sorted(found.items()))
+
+
+@dataclass(frozen=True)
+class Extensions:
+    """Content of each extension module by name, and the shared libraries (file name, host path) of all and of Python."""
+
+    contents: dict[str, bytes]
+    libraries: dict[str, Path]
+
+
+def extensions(python: Python) -> Extensions:
+    """The extension modules without the libraries that they name but do not use, and what is then left to load."""
+    files = {module.name: module.file for module in python.modules if module.extension}
+    libraries = shared_libraries(files.values())
+    contents = {name: elf.without_unused(path.read_bytes(), libraries) for name, path in files.items()}
+    with tempfile.TemporaryDirectory(prefix="hako-elf-") as scratch:
+        copies = [Path(scratch) / name for name in contents]
+        for copy in copies:
+            copy.write_bytes(contents[copy.name])
+        return Extensions(contents, shared_libraries([python.binary, *copies]))
 
 
 def _wanted(agent: Path) -> tuple[set[str], set[str]]:

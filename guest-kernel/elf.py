@@ -118,3 +118,8 @@ def unused_libraries(data: bytes, libraries: dict[str, Path]) -> set[str]:
     return {name for name, path in candidates.items()
             if name not in shared.versioned_by()
             and not wanted & SharedObject(path.read_bytes(), name).defined()}  # fmt: skip
+
+
+def without_unused(data: bytes, libraries: dict[str, Path]) -> bytes:
+    """The shared object with the names of unused libraries taken out."""
+    return SharedObject(data).without(unused_libraries(data, libraries))

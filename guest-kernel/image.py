@@ -13,6 +13,7 @@ Results are cached under <cache>/image/<key>/.
 from __future__ import annotations
 
 import argparse
+import shutil
 import sys
 import sysconfig
 import tempfile
@@ -20,7 +21,6 @@ from pathlib import Path
 
 import artifacts
 import closure
-import elf
 import stock
 from commands import BuildError, require, run
 from tree import CONSOLE, NULL, Tree
@@ -66,25 +66,24 @@ def guest_tree(agent: Path, site: Path) -> Tree:
     tree.copy("usr/lib/hako/init.py", HERE / "guest_init.py", 0o755)
     tree.link("init", "usr/lib/hako/init.py")
     tree.link("usr/bin/init", "../lib/hako/init.py")
+    # The interpreter complains on the console without it, even where it holds nothing.
+    tree.directory(f"{python.stdlib}/lib-dynload")
     return tree
 
 
 def add_modules(tree: Tree, python: closure.Python, agent: Path, site: Path) -> None:
     """Adds byte code (without sources), extension modules and the shared libraries that these need."""
-    places = {module: place(module, python, agent, site) for module in python.modules}
-    sources = [(module, f"/{path}.py") for module, path in places.items() if not module.extension]
+    places = {module.name: place(module, python, agent, site) for module in python.modules}
+    sources = [(module, f"/{places[module.name]}.py") for module in python.modules if not module.extension]
     for name, code in closure.compile_all(python, sources).items():
-        module = next(module for module, _ in sources if module.name == name)
-        tree.file(f"{places[module]}.pyc", code)
-    binaries = [python.binary, *(module.file for module in python.modules if module.extension)]
-    libraries = closure.shared_libraries(binaries)
-    unused: set[str] = set()
+        tree.file(f"{places[name]}.pyc", code)
+    extensions = closure.extensions(python)
     for module in python.modules:
         if module.extension:
-            data = module.file.read_bytes()
-            unused |= elf.unused_libraries(data, libraries)
-            tree.file(places[module] + "".join(module.file.suffixes), elf.without_unused(data, libraries), 0o755)
-    add_libraries(tree, libraries)
+            suffix = "".join(module.file.suffixes)
+            tree.file(places[module.name] + suffix, extensions.contents[module.name], 0o755)
+    for name, path in extensions.libraries.items():
+        tree.copy(f"usr/lib64/{name}" if name == LOADER else f"{LIBRARIES}/{name}", path, 0o755)
 
 
 def place(module: closure.Module, python: closure.Python, agent: Path, site: Path) -> str:
@@ -95,3 +94,98 @@ def place(module: closure.Module, python: closure.Python, agent: Path, site: Pat
         return f"usr/lib/hako/site/{module.relative}"
     directory = python.stdlib.strip("/")
     return f"{directory}/lib-dynload/{module.relative}" if module.extension else f"{directory}/{module.relative}"
+
+
+def floor_tree() -> Tree:
+    """The smallest guest: busybox and an init that says `hako-floor: ready`, then runs /bin/true for each line it reads."""
+    if not BUSYBOX.exists():
+        raise BuildError(f"{BUSYBOX} is missing; apt-get install busybox-static")
+    tree = skeleton()
+    tree.copy("usr/bin/busybox", BUSYBOX, 0o755)
+    for applet in ("sh", "true"):
+        tree.link(f"usr/bin/{applet}", "busybox")
+    tree.file("init", FLOOR_INIT, 0o755)
+    return tree
+
+
+def make_erofs(tree: Tree, target: Path) -> None:
+    """Writes the tree as an uncompressed erofs image (compressed ones boot slower under TCG)."""
+    with tempfile.TemporaryDirectory(prefix="hako-image-") as scratch:
+        root = Path(scratch) / "root"
+        root.mkdir(mode=0o755)
+        tree.write(root)
+        run(["mkfs.erofs", "-T", "0", "-U", UUID, "--all-root", target, root])
+    check_size(target)
+
+
+def make_initramfs(tree: Tree, target: Path) -> None:
+    """Writes the tree as an initramfs, with the two device nodes that the kernel wants before /dev is mounted."""
+    tree.device("dev/console", CONSOLE)
+    tree.device("dev/null", NULL, 0o666)
+    target.write_bytes(tree.cpio())
+    check_size(target)
+
+
+def check_size(target: Path) -> None:
+    """BuildError for an image over the limit: something got in that does not belong there."""
+    size = target.stat().st_size
+    if size > SIZE_LIMIT:
+        raise BuildError(f"{target.name} has {size >> 20} MiB, more than {SIZE_LIMIT >> 20}")
+
+
+def ensure_erofs(tree: Tree) -> Path:
+    """The cached erofs image of a tree."""
+    require({"mkfs.erofs": "erofs-utils"})
+    tool = artifacts.file_digest(Path(shutil.which("mkfs.erofs") or ""))
+    key = artifacts.key([("tree", tree.digest()), ("uuid", UUID), ("tool", tool)])
+    return artifacts.ensure("image", key, lambda out: make_erofs(tree, out / "image.erofs")) / "image.erofs"
+
+
+def ensure_initramfs(tree: Tree, kernel: stock.StockKernel) -> Path:
+    """The cached initramfs of a tree, with the modules of the distribution's kernel."""
+    stock.add_modules(tree, kernel)
+    key = artifacts.key([("tree", tree.digest()), ("form", "cpio")])
+    return artifacts.ensure("image", key, lambda out: make_initramfs(tree, out / "initrd.cpio")) / "initrd.cpio"
+
+
+def default_site() -> Path:
+    """The site-packages of the environment that this runs in (the checkout's .venv, or the installation's)."""
+    return Path(sysconfig.get_path("platlib"))
+
+
+def parse(arguments: list[str]) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description="Build the guest image.")
+    kind = parser.add_mutually_exclusive_group()
+    kind.add_argument("--floor", action="store_true", help="a trivial init instead of the agent")
+    kind.add_argument("--initramfs", action="store_true", help="for the distribution's own kernel")
+    parser.add_argument("--agent", type=Path, default=AGENT, help="package directory (default: the checkout's)")
+    parser.add_argument("--site", type=Path, default=default_site(), help="site-packages with cffi and protobuf")
+    parser.add_argument("--out", type=Path, help="also copy the image here")
+    return parser.parse_args(arguments)
+
+
+def build(options: argparse.Namespace) -> Path:
+    """The image that the command line asks for."""
+    if options.floor:
+        return ensure_erofs(floor_tree())
+    tree = guest_tree(options.agent.resolve(), options.site.resolve())
+    return ensure_initramfs(tree, stock.ensure()) if options.initramfs else ensure_erofs(tree)
+
+
+def main(arguments: list[str]) -> int:
+    """Prints the path of the image."""
+    options = parse(arguments)
+    try:
+        path = build(options)
+    except BuildError as exc:
+        print(f"image.py: {exc}", file=sys.stderr)
+        return 1
+    if options.out:
+        artifacts.publish(path.parent, options.out)
+    print(path)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

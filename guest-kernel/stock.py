@@ -1,0 +1,1 @@
+class StockKernel: pass
