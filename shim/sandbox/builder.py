@@ -25,6 +25,7 @@ from shim import paths
 from shim.agent_client import AGENT_PORT, AgentClient
 from shim.cgroups import Cgroup
 from shim.errors import HakoError
+from shim.hypervisor import host
 from shim.hypervisor.base import Share, VmSpec
 from shim.hypervisor.qemu.driver import Qemu
 from shim.hypervisor.vsock import Transport, open_transport
@@ -117,12 +118,14 @@ class Building:
         """
         config, plan = self._config, self._plan
         files = guestfiles.find(config.guest)
-        accelerator = self._accelerator(files)
         cgroup = self._make_cgroup()
+        confine = self._confinement(cgroup)
+        probed = host.GuestFiles(files.kernel, files.image or None, files.initrd or None)
+        accelerator = host.probe_accelerator(config.hypervisor, probed, confine)
         attaching = self._begin_network()
         share = self._make_share()
         fs = self._start_virtiofsd(share, cgroup)
-        vsock = self._start_vsock(cgroup)
+        vsock = self._start_vsock(confine)
         network = self._end_network(attaching)
         spec = VmSpec(
             name=f"hako-{plan.sandbox_id}",
@@ -138,8 +141,8 @@ class Building:
             share=Share(fs.vm_fd, TAG, config.share.queue_size),
             vsock=vsock.device(),
             nics=network.nics(),
-            confine=self._confinement(cgroup, config.runtime.user),
-            accelerator=accelerator,
+            confine=confine,
+            accelerator=accelerator.name,
         )
         vm = self._launch(spec)
         os.close(fs.vm_fd)
@@ -152,15 +155,6 @@ class Building:
         agent.do("CreateSandbox", self._sandbox_request())
         machine.learn_features()
         return machine
-
-    def _accelerator(self, files: guestfiles.GuestFiles) -> str:
-        """What is configured, or what a probe found, which boots the very kernel once."""
-        configured = self._config.hypervisor.accelerator
-        if configured != "auto":
-            return configured
-        from shim.hypervisor import host
-
-        return host.probe_accelerator(self._config).name
 
     def _make_cgroup(self) -> Cgroup:
         cgroup = Cgroup.for_sandbox(self._plan.cgroups_path, self._plan.sandbox_id)
@@ -180,11 +174,10 @@ class Building:
         self._owned("virtiofsd", fs.child)
         return fs
 
-    def _start_vsock(self, cgroup: Cgroup) -> Transport:
+    def _start_vsock(self, confine: Confinement) -> Transport:
         plan = self._plan
         directory = paths.daemon_socket_dir(plan.sandbox_id, plan.namespace)
         self._store.change(lambda state: state["paths"].append(directory))
-        confine = self._confinement(cgroup, self._config.runtime.user)
         vsock = open_transport(self._config.vsock, directory, confine)
         self._on_undo("vsock", vsock.close)
         return vsock
@@ -233,9 +226,12 @@ class Building:
     def _command_line(self) -> str:
         return f"agent.log={self._config.agent.log_level} {self._config.guest.kernel_params}".strip()
 
-    def _confinement(self, cgroup: Cgroup, user: str) -> Confinement:
-        uid, gid = user_ids(user)
-        return Confinement(cgroup_dirs=tuple(cgroup.dirs), netns=self._netns, uid=uid, gid=gid)
+    def _confinement(self, cgroup: Cgroup) -> Confinement:
+        """Of the VMM and the vsock daemon: unprivileged, in the pod's cgroup and network namespace."""
+        uid, gid = user_ids(self._config.runtime.user)
+        return Confinement(
+            cgroup_dirs=tuple(cgroup.dirs), netns=self._netns, uid=uid, gid=gid, groups=host.kvm_groups()
+        )
 
     def _owned(self, name: str, child: Child) -> None:
         self._store.add_process(name, child.pid)
