@@ -1,16 +1,16 @@
 """Bringing a container to its end, and waiting until what it had is gone.
 
-Owns: signals and deadlines for that. Must not know: options. Called by stop.py, kill.py, rm.py, run.py.
+Owns: signals and deadlines for that. Must not know: options. Called by stop.py, kill.py, rm.py, launch.py.
+A pod is a pidfd here: that of its process.
 """
 
 from __future__ import annotations
 
 import os
+import select
 import signal
-import time
 
-from shim import paths, process
-from shim.byhand import registry
+from shim import process
 from shim.cli import shimbinary, status
 from shim.errors import HakoError, NotFound, Timeout, Unavailable, WrongState
 
@@ -21,12 +21,12 @@ if TYPE_CHECKING:
 
 KILL_PATIENCE = 10.0  # seconds until a SIGKILL must have worked, in a busy emulated guest too
 TEARDOWN = 30.0  # seconds for the pod's process to take away the VM, its network and itself
-POLL = 0.02
+GIVE_UP = 5.0  # seconds for a pod to end upon SIGTERM, before it is killed and cleaned up after
 
 
 def send(container: Container, number: int) -> None:
     """Send a signal. Raises WrongState if the container does not run."""
-    task = _task(container)
+    task = connect(container)
     try:
         task.kill(number)
     except NotFound:
@@ -39,12 +39,16 @@ def stop(container: Container, number: int, patience: float) -> None:
     """`number`, and SIGKILL if the container has not ended `patience` seconds later; it may have before."""
     if status.has_ended(container):
         return
-    task = _task(container)
+    task = connect(container)
     try:
-        _end(task, number, patience)
+        pod = task.pod()
+        try:
+            _end(task, number, patience)
+            await_end(pod, container)
+        finally:
+            os.close(pod)
     finally:
         task.close()
-    await_teardown(container)
 
 
 def kill(container: Container) -> None:
@@ -52,19 +56,35 @@ def kill(container: Container) -> None:
     stop(container, signal.SIGKILL, KILL_PATIENCE)
 
 
-def await_teardown(container: Container) -> None:
+def await_end(pod: int, container: Container) -> None:
     """Wait until the pod's process has ended and taken everything with it. Raises Timeout."""
-    deadline = time.monotonic() + TEARDOWN
-    while status.process_lives(container) or os.path.exists(_socket(container)):
-        if time.monotonic() > deadline:
-            raise Timeout("its process does not end", step="remove VM", object=container.name)
-        time.sleep(POLL)
+    if not _ended(pod, TEARDOWN):
+        raise Timeout("its process does not end", step="remove virtual machine", object=container.name)
+
+
+def end_pod(container: Container, pod: int) -> None:
+    """End a pod in whatever state it is: it is asked; killed, if that takes long; and cleaned up after."""
+    for number, patience in ((signal.SIGTERM, GIVE_UP), (signal.SIGKILL, KILL_PATIENCE)):
+        try:
+            signal.pidfd_send_signal(pod, number)
+        except ProcessLookupError:
+            pass
+        if _ended(pod, patience):
+            break
+    clean_up(container)
 
 
 def clean_up(container: Container) -> None:
-    """What is left of a pod whose process was killed, as containerd would do it: `delete`."""
-    argv = shimbinary.argv(container, "delete")
-    process.run(argv, timeout=TEARDOWN)
+    """What is left of a pod whose process is gone, taken away as an engine would do it: `delete`."""
+    process.run(shimbinary.argv(container, "delete"), timeout=TEARDOWN)
+
+
+def connect(container: Container) -> Task:
+    """The container's task. Raises WrongState if it does not run."""
+    try:
+        return status.connect(container)
+    except Unavailable:
+        raise _not_running(container) from None
 
 
 def _end(task: Task, number: int, patience: float) -> None:
@@ -80,16 +100,11 @@ def _end(task: Task, number: int, patience: float) -> None:
     raise HakoError("it does not end after SIGKILL", object=task.id)
 
 
-def _task(container: Container) -> Task:
-    try:
-        return status.connect(container)
-    except Unavailable:
-        raise _not_running(container) from None
+def _ended(pod: int, timeout: float) -> bool:
+    poll = select.poll()
+    poll.register(pod, select.POLLIN)
+    return bool(poll.poll(timeout * 1000))
 
 
 def _not_running(container: Container) -> WrongState:
     return WrongState(f"{container.name} is not running: {status.of(container).text}")
-
-
-def _socket(container: Container) -> str:
-    return paths.task_socket(container.id, registry.NAMESPACE)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 
 from shim.byhand import registry
-from shim.cli import exitstatus, status, terminal, values
+from shim.cli import ending, exitstatus, terminal, values
 from shim.cli.fifos import Fifos
 from shim.cli.options import MANY, Option, UsageError
-from shim.errors import HakoError, Unavailable, WrongState
+from shim.errors import HakoError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -39,18 +39,11 @@ def main(parsed: Parsed) -> int:
     if parsed.flag("--detach") and (parsed.flag("--interactive") or parsed.flag("--tty")):
         raise UsageError("-d cannot be attached to: leave out -i and -t")
     terminal.require(parsed)
-    task = _connect(container)
+    task = ending.connect(container)
     try:
         return _run(parsed, container, task)
     finally:
         task.close()
-
-
-def _connect(container: Container) -> Task:
-    try:
-        return status.connect(container)
-    except Unavailable:
-        raise WrongState(f"{container.name} is not running: {status.of(container).text}") from None
 
 
 def _run(parsed: Parsed, container: Container, task: Task) -> int:

@@ -15,9 +15,13 @@ STREAMS = ("stdin", "stdout", "stderr")
 class Fifos:
     """The pipes of one process. `close` removes them."""
 
-    def __init__(self, directory: str, prefix: str, *, stdin: bool, terminal: bool) -> None:
-        """Make the pipes that are needed: a terminal has no stderr, stdin is a wish."""
-        wanted = ["stdout"] + (["stdin"] if stdin else []) + ([] if terminal else ["stderr"])
+    def __init__(
+        self, directory: str, prefix: str, *, stdin: bool, terminal: bool, outputs: bool = True
+    ) -> None:
+        """Make the pipes that are needed: a terminal has no stderr; stdin and outputs are wishes."""
+        self._streams = ("stdin", "stdout") if terminal else STREAMS
+        wishes = {"stdin": stdin, "stdout": outputs, "stderr": outputs}
+        wanted = [stream for stream in self._streams if wishes[stream]]
         self._paths = {stream: os.path.join(directory, f"{prefix}{stream}") for stream in wanted}
         self._fds: dict[str, int] = {}
         try:
@@ -39,9 +43,13 @@ class Fifos:
 
     def logged(self, log: str) -> tuple[str, str, str]:
         """The same with each output into the log file `log` (host path) as well (shim/stdio/fifo.py)."""
-        stdin, *outputs = self.paths()
-        stdout, stderr = (f"cri-log://{log}?fifo={path}" if path else "" for path in outputs)
-        return stdin, stdout, stderr
+        stdout, stderr = (self._logged(stream, log) for stream in ("stdout", "stderr"))
+        return self.path("stdin"), stdout, stderr
+
+    def _logged(self, stream: str, log: str) -> str:
+        if stream not in self._streams:
+            return ""
+        return f"cri-log://{log}?fifo={self.path(stream)}" if self.path(stream) else f"cri-log://{log}"
 
     def fd(self, stream: str) -> int:
         """Our end of an output, non-blocking; -1 if there is none."""

@@ -10,6 +10,7 @@ import os
 import sys
 import time
 
+REPORTED = {"pull": "fetching", "unpack": "unpacking"}
 SHOW_AFTER = 0.3  # seconds: what is quicker needs no word
 
 
@@ -27,6 +28,13 @@ class Progress:
         """From now on this is what happens."""
         self._text, self._since = text, time.monotonic()
         self._draw(f"{text} ...")
+
+    def report(self, step: str, detail: str) -> None:
+        """What an image store says: `pull` or `unpack`, and of what."""
+        if step in REPORTED and self._text.partition(" ")[0] != REPORTED[step]:
+            self.step(f"{REPORTED[step]} {detail}")
+        else:
+            self.detail(detail)
 
     def detail(self, text: str) -> None:
         """More about the present step, such as how much has been fetched."""

@@ -26,7 +26,7 @@ def argv(container: Container, action: str) -> list[str]:
 
 
 def program() -> list[str]:
-    """The interpreter and what it runs. The daemon keeps this as its command line, so it names the command."""
+    """The interpreter and what it runs; the daemon keeps this as its command line."""
     beside = os.path.join(os.path.dirname(os.path.abspath(sys.argv[0])), "containerd-shim-hako-v2")
     if os.access(beside, os.X_OK):
         return [beside]

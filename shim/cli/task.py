@@ -110,6 +110,13 @@ class Task:
         except ConnectionClosed:
             pass  # the waiter hears of it too
 
+    def pod(self) -> int:
+        """A pidfd of the pod's process, the caller's to close."""
+        import os
+
+        request = task_pb2.ConnectRequest(id=self.id)
+        return os.pidfd_open(self._call("Connect", request, task_pb2.ConnectResponse, QUICK).shim_pid)
+
     def delete(self, exec_id: str = "") -> int:
         """Forget an ended process; its exit status."""
         request = task_pb2.DeleteRequest(id=self.id, exec_id=exec_id)
