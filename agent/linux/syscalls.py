@@ -393,3 +393,23 @@ def reboot(command: int) -> None:
     """Restart or power off the machine (REBOOT_*); returns only by raising, or inside a pid namespace."""
     if libc.reboot(command) < 0:
         raise _error("reboot")
+
+
+# --- watching directories (host) ----------------------------------------------------------------------------
+
+IN_CREATE: Final = 0x100
+_SYS_INOTIFY_INIT1, _SYS_INOTIFY_ADD_WATCH = (294, 254) if os.uname().machine == "x86_64" else (26, 27)
+
+
+def inotify_init() -> int:
+    """A descriptor, closed on exec, that becomes readable when something happens to what it watches."""
+    fd: int = libc.syscall(_SYS_INOTIFY_INIT1, os.O_CLOEXEC, 0, 0, 0, 0, 0)
+    if fd < 0:
+        raise _error("inotify_init1")
+    return fd
+
+
+def inotify_add_watch(fd: int, path: str, mask: int) -> None:
+    """Watch `path` for the events in `mask` (IN_*)."""
+    if _path(_SYS_INOTIFY_ADD_WATCH, fd, _c(path), mask) < 0:
+        raise _error("inotify_add_watch", path)

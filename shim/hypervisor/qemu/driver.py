@@ -104,15 +104,18 @@ class QemuVm:
             undo.callback(os.close, fds[-1])
         return fds
 
-    def wait_ready(self, timeout: float) -> None:
-        """See base.Vm. The error has the guest's last lines and QEMU's, if need be from a second boot."""
+    def wait_ready(self, timeout: float, *, explain: bool = True) -> None:
+        """See base.Vm. The error has the guest's last lines and QEMU's.
+
+        If there are none, the same kernel is booted a second time with a serial port, unless not `explain`.
+        """
         with self._changed:
             self._changed.wait_for(lambda: self._ready or self.exited(), timeout)
             if self._ready:
                 return
-        raise self._boot_error(timeout)
+        raise self._boot_error(timeout, explain)
 
-    def _boot_error(self, timeout: float) -> BootError:
+    def _boot_error(self, timeout: float, explain: bool) -> BootError:
         status = self._child.wait(0.0)
         if status is None:
             reason = f"no sign of the agent on the console after {timeout:g} s"
@@ -120,7 +123,7 @@ class QemuVm:
             reason = f"QEMU {process.describe_status(status)}"
         stderr = self._child.stderr_tail()
         said = self.console_tail()
-        if not said.strip() and not stderr.strip() and not self._spec.serial:
+        if explain and not said.strip() and not stderr.strip() and not self._spec.serial:
             said = diagnose(self._spec, self._options, min(timeout, DIAGNOSIS_DEADLINE))
         return BootError("boot", reason, console_tail=said, vmm_stderr=stderr)
 
