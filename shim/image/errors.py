@@ -6,8 +6,7 @@ ImageError                  a tool failed, the cache is unusable
 ├── NotAnImage              something is there that is no image, or a damaged one
 │   └── EmptyImage          an image without layers or files (CVE-2026-24054: never make a rootfs of it)
 ├── WrongArchitecture       made for another machine
-├── RegistryError           the registry cannot be reached, or refuses
-└── UserNotFound            the image has no such user or group
+└── RegistryError           the registry cannot be reached, or refuses
 """
 
 from __future__ import annotations
@@ -51,9 +50,3 @@ class RegistryError(ImageError):
     """The registry did not answer, or not to us."""
 
     code = UNAVAILABLE
-
-
-class UserNotFound(ImageError):
-    """A user or group name that the image's passwd or group file does not have."""
-
-    code = INVALID_ARGUMENT

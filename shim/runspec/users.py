@@ -13,18 +13,23 @@ from __future__ import annotations
 
 import os
 import stat
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from agent.linux import syscalls
-from shim.image.errors import ImageError, UserNotFound
+from shim.errors import INVALID_ARGUMENT, HakoError
 
 MAX_FILE = 4 * 1024 * 1024
 MAX_ID = 2**31 - 1
 STEP = "find user in image"
 
 
-@dataclass(frozen=True, slots=True)
-class ImageUser:
+class UserError(HakoError):
+    """The image has no such user or group, an id is out of range, or a file is none."""
+
+    code = INVALID_ARGUMENT
+
+
+class ImageUser(NamedTuple):
     """Numbers for the OCI spec, and the home directory ("/" if the image does not know the user)."""
 
     uid: int
@@ -36,13 +41,13 @@ class ImageUser:
 def resolve_user(rootfs: str, text: str) -> ImageUser:
     """Look up `text` ("" means root) in the root filesystem at this host path.
 
-    Raises UserNotFound (a name without an entry), ImageError (an id out of range, a file that is no file).
+    Raises UserError: a name without an entry, an id out of range, a file that is no file.
     """
     user, _, group = text.partition(":")
     rows = _rows(rootfs, "etc/passwd", 7)
     row = _find(rows, user or "0", by_id=2)
     if row is None and user and not user.isdecimal():
-        raise UserNotFound(f"/etc/passwd has no user {user!r}", step=STEP, object=text)
+        raise UserError(f"/etc/passwd has no user {user!r}", step=STEP, object=text)
     uid = _number(row[2] if row else user or "0", text)
     gid = _number(row[3], text) if row else 0
     groups = _rows(rootfs, "etc/group", 4)
@@ -65,7 +70,7 @@ def _find(rows: list[list[str]], wanted: str, by_id: int) -> list[str] | None:
 def _group(rows: list[list[str]], group: str, text: str) -> int:
     row = _find(rows, group, by_id=2)
     if row is None and not group.isdecimal():
-        raise UserNotFound(f"/etc/group has no group {group!r}", step=STEP, object=text)
+        raise UserError(f"/etc/group has no group {group!r}", step=STEP, object=text)
     return _number(row[2] if row else group, text)
 
 
@@ -75,7 +80,7 @@ def _memberships(rows: list[list[str]], user: str, text: str) -> list[int]:
 
 def _number(value: str, text: str) -> int:
     if not value.isdecimal() or int(value) > MAX_ID:
-        raise ImageError(f"{value!r} is no user or group id", step=STEP, object=text)
+        raise UserError(f"{value!r} is no user or group id", step=STEP, object=text)
     return int(value)
 
 
@@ -101,12 +106,12 @@ def _read(rootfs: str, path: str) -> bytes:
     except (FileNotFoundError, NotADirectoryError):
         return b""
     except OSError as exc:
-        raise ImageError(f"/{path}: {exc.strerror}", step=STEP, object=rootfs) from exc
+        raise UserError(f"/{path}: {exc.strerror}", step=STEP, object=rootfs) from exc
     finally:
         os.close(root)
     try:
         if not stat.S_ISREG(os.fstat(found).st_mode):
-            raise ImageError(f"/{path} is no regular file", step=STEP, object=rootfs)
+            raise UserError(f"/{path} is no regular file", step=STEP, object=rootfs)
         with open(f"/proc/self/fd/{found}", "rb") as file:
             return file.read(MAX_FILE)
     finally:

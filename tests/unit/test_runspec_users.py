@@ -1,4 +1,4 @@
-"""Who `user[:group]` is in an image (shim/image/users.py), with files that want to lead elsewhere."""
+"""Who `user[:group]` is in an image (shim/runspec/users.py), with files that want to lead elsewhere."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from shim.image.errors import ImageError, UserNotFound
-from shim.image.users import ImageUser, resolve_user
+from shim.runspec.users import ImageUser, UserError, resolve_user
 
 PASSWD = """\
 root:x:0:0:root:/root:/bin/sh
@@ -54,19 +53,19 @@ def test_dockers_rules(rootfs: Path, text: str, expected: ImageUser) -> None:
 
 def test_unknown_names_are_errors(rootfs: Path) -> None:
     """A user or a group that is a name and has no entry is refused by name."""
-    with pytest.raises(UserNotFound, match="no user 'nobody'"):
+    with pytest.raises(UserError, match="no user 'nobody'"):
         resolve_user(str(rootfs), "nobody")
-    with pytest.raises(UserNotFound, match="no group 'wheel'"):
+    with pytest.raises(UserError, match="no group 'wheel'"):
         resolve_user(str(rootfs), "root:wheel")
 
 
 def test_numbers_out_of_range_are_errors(rootfs: Path) -> None:
     """Ids beyond 31 bits, in the request or in the image's files, are refused."""
     for text in (str(2**31), f"0:{2**31}"):
-        with pytest.raises(ImageError, match="no user or group id"):
+        with pytest.raises(UserError, match="no user or group id"):
             resolve_user(str(rootfs), text)
     (rootfs / "etc/passwd").write_text("evil:x:-1:0::/:/bin/sh\n")
-    with pytest.raises(ImageError, match="'-1'"):
+    with pytest.raises(UserError, match="'-1'"):
         resolve_user(str(rootfs), "evil")
 
 
@@ -93,7 +92,7 @@ def test_links_of_the_image_do_not_lead_out_of_it(rootfs: Path) -> None:
         if found:
             assert resolve_user(str(rootfs), "inside").uid == found
         else:
-            with pytest.raises(UserNotFound):
+            with pytest.raises(UserError):
                 resolve_user(str(rootfs), "host")
 
 
@@ -101,5 +100,5 @@ def test_what_is_no_file_is_not_opened(rootfs: Path) -> None:
     """A FIFO in place of passwd neither blocks nor is read."""
     (rootfs / "etc/passwd").unlink()
     os.mkfifo(rootfs / "etc/passwd")
-    with pytest.raises(ImageError, match="no regular file"):
+    with pytest.raises(UserError, match="no regular file"):
         resolve_user(str(rootfs), "root")
