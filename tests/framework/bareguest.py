@@ -16,13 +16,16 @@ import socket
 import subprocess
 import sysconfig
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from tests.framework.importgraph import REPOSITORY
 
 PYTHON = Path("/usr/bin/python3").resolve()
 QEMU = "qemu-system-x86_64"
+VIRTIOFSD = "/usr/lib/qemu/virtiofsd"
+"""Debian 12's, in qemu-system-common"""
 GUEST = Path(os.environ.get("HAKO_TEST_GUEST", "/tmp/hako/guest.json"))
 """{"kernel": PATH}: a PVH vmlinux with the project's configuration"""
 _EMPTY = ("proc", "sys", "dev", "run", "tmp", "etc", "mnt", "root")
@@ -127,13 +130,23 @@ class Run:
                 self.checks[words[1]] = words[2]
 
 
-def boot(options: Sequence[str], cmdline: str, directory: Path, seconds: float) -> Run:
-    """Run a guest until it powers off; TimeoutError with the console's end when it does not."""
+Device = Mapping[str, str]
+"""arguments of QMP's device_add"""
+
+
+def boot(
+    options: Sequence[str], cmdline: str, directory: Path, seconds: float, plugs: Mapping[str, Device]
+) -> Run:
+    """Run a guest until it powers off; TimeoutError with the console's end when it does not.
+
+    `plugs`: the devices that the guest may ask for by "PLUG <name>".
+    """
     ours, theirs = socket.socketpair()
     argv = [
         "setpriv", "--pdeathsig", "KILL",
         QEMU, "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
-        "-machine", "q35,accel=tcg", "-cpu", "max", "-smp", "2", "-m", "768",
+        "-machine", "q35,accel=tcg,memory-backend=ram", "-cpu", "max", "-smp", "2", "-m", "768",
+        "-object", "memory-backend-memfd,id=ram,size=768M,share=on",
         "-kernel", kernel(), "-append", f"console=hvc0 panic=-1 quiet {cmdline}",
         "-chardev", "stdio,id=console,signal=off",
         "-device", "virtio-serial-pci", "-device", "virtconsole,chardev=console",
@@ -147,7 +160,7 @@ def boot(options: Sequence[str], cmdline: str, directory: Path, seconds: float) 
         )
         theirs.close()
         try:
-            console = _listen(process, ours, start + seconds)
+            console = _listen(process, _Qmp(ours), start + seconds, plugs)
             status = process.wait(10)
         finally:
             process.kill()
@@ -157,7 +170,7 @@ def boot(options: Sequence[str], cmdline: str, directory: Path, seconds: float) 
     return Run(console, status, time.monotonic() - start)
 
 
-def _listen(process: subprocess.Popen[bytes], qmp: socket.socket, deadline: float) -> str:
+def _listen(process: subprocess.Popen[bytes], qmp: _Qmp, deadline: float, plugs: Mapping[str, Device]) -> str:
     assert process.stdout is not None
     output, data = process.stdout.fileno(), b""
     plugged: set[bytes] = set()
@@ -173,18 +186,48 @@ def _listen(process: subprocess.Popen[bytes], qmp: socket.socket, deadline: floa
         for line in data.splitlines():
             if line.startswith(b"PLUG ") and line not in plugged and data.endswith(b"\n"):
                 plugged.add(line)
-                _plug(qmp, line.split()[1].decode())
+                qmp.plug(plugs[line.split()[1].decode()])
 
 
-def _plug(qmp: socket.socket, disk: str) -> None:
-    """Attach the block node `disk` behind the port that is called after it."""
-    stream = qmp.makefile("rw", encoding="utf-8")
-    arguments = {"driver": "virtio-blk-pci", "drive": disk, "bus": f"port-{disk}", "id": f"device-{disk}"}
-    for command in (
-        {"execute": "qmp_capabilities"},
-        {"execute": "device_add", "arguments": arguments},
-    ):
-        stream.write(json.dumps(command) + "\n")
-        stream.flush()
-        while "return" not in (answer := json.loads(stream.readline())):
+class _Qmp:
+    def __init__(self, sock: socket.socket) -> None:
+        self._stream = sock.makefile("rw", encoding="utf-8")
+        self._negotiated = False
+
+    def plug(self, device: Device) -> None:
+        if not self._negotiated:
+            self._execute("qmp_capabilities", {})
+            self._negotiated = True
+        self._execute("device_add", device)
+
+    def _execute(self, command: str, arguments: Device) -> None:
+        self._stream.write(json.dumps({"execute": command, "arguments": arguments}) + "\n")
+        self._stream.flush()
+        while "return" not in (answer := json.loads(self._stream.readline())):
             assert "error" not in answer, answer
+
+
+@contextmanager
+def shared(directory: Path, socket_path: Path) -> Iterator[None]:
+    """A virtiofsd that shows `directory` to whoever connects to `socket_path`."""
+    log = socket_path.with_suffix(".log")
+    argv = [
+        "setpriv",
+        "--pdeathsig",
+        "KILL",
+        VIRTIOFSD,
+        f"--socket-path={socket_path}",
+        "-o",
+        f"source={directory}",
+    ]
+    with open(log, "wb") as output:
+        daemon = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=output, stderr=output)
+    try:
+        deadline = time.monotonic() + 20
+        while not socket_path.exists():
+            assert daemon.poll() is None and time.monotonic() < deadline, log.read_text()
+            time.sleep(0.02)
+        yield
+    finally:
+        daemon.kill()
+        daemon.wait()

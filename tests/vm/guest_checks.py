@@ -17,7 +17,7 @@ from agent import cgroups, guest, init, network, seccomp, storage
 from agent.api import agent_pb2, jsonmap, oci_pb2
 from agent.cgroups import Cgroup
 from agent.errors import StepError
-from agent.guest import metrics
+from agent.guest import copyfile, metrics
 from agent.linux import bpf, cgroupfs, procfs, syscalls
 from agent.linux.loop import Loop
 
@@ -379,6 +379,28 @@ def check_plugged_disk_is_awaited() -> None:
     print(f"plugged disk after {time.monotonic() - start:.3f} s", flush=True)
     with open(point + "/hello") as file:
         expect(file.read(), "from a disk")
+
+
+def check_plugged_share_is_awaited() -> None:
+    """virtio-fs whose device is plugged while the agent waits: as in a clone after its restore."""
+    print("PLUG share", flush=True)
+    point = "/run/kata-containers/shared/containers"
+    start = time.monotonic()
+    storage.mount(
+        agent_pb2.Storage(driver="virtio-fs", source="kataShared", mount_point=point, options=["nodev"]), 10
+    )
+    print(f"plugged share after {time.monotonic() - start:.3f} s", flush=True)
+    with open(point + "/hello") as file:
+        expect(file.read(), "from a disk")
+    mount = next(mount for mount in procfs.mounts() if mount.point == point)
+    expect((mount.fstype, "nodev" in mount.options), ("virtiofs", True))
+    local = f"{point}/c1/rootfs/local/scratch"
+    storage.mount(agent_pb2.Storage(driver="local", mount_point=local, options=["mode=0777"]))
+    copyfile.copy(
+        agent_pb2.CopyFileRequest(path=f"{point}/c1/etc/hosts", file_size=4, file_mode=0o100644, data=b"text")
+    )
+    expect(sorted(os.listdir(f"{point}/c1")), ["etc", "rootfs"])
+    require(storage.unmount(point))
 
 
 def check_missing_share_is_named() -> None:

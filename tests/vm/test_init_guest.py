@@ -16,6 +16,7 @@ SCRIPT = Path(__file__).with_name("guest_checks.py")
 # What needs disks, or a root that is not writable.
 NOT_IN_AN_INITRAMFS = (
     "io_limits_of_a_disk", "devices_are_denied_by_the_kernel", "disk_by_pci_path", "plugged_disk_is_awaited",
+    "plugged_share_is_awaited",
 )  # fmt: skip
 
 pytestmark = [pytest.mark.vm, pytest.mark.timeout(300)]
@@ -60,9 +61,22 @@ def erofs_run(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
         *drive("late", disk),
         "-device", "virtio-blk-pci,drive=root,addr=0x8",
         "-device", "virtio-blk-pci,drive=second,addr=0x10",
-        "-device", "pcie-root-port,id=port-late,addr=0x11,chassis=1",
+        "-device", "pcie-root-port,id=port1,addr=0x11,chassis=1",
+        "-device", "pcie-root-port,id=port2,addr=0x12,chassis=2",
+        "-chardev", f"socket,id=share,path={directory}/share.sock",
     ]  # fmt: skip
-    return bareguest.boot(options, "root=/dev/vda ro rootfstype=erofs init=/init", directory, 240)
+    plugs = {
+        "late": {"driver": "virtio-blk-pci", "drive": "late", "bus": "port1", "id": "late"},
+        "share": {
+            "driver": "vhost-user-fs-pci",
+            "chardev": "share",
+            "tag": "kataShared",
+            "bus": "port2",
+            "id": "fs",
+        },
+    }
+    with bareguest.shared(content, directory / "share.sock"):
+        return bareguest.boot(options, "root=/dev/vda ro rootfstype=erofs init=/init", directory, 240, plugs)
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +85,7 @@ def initramfs_run(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
     directory = tmp_path_factory.mktemp("initramfs")
     archive = bareguest.initramfs(root, directory / "root.cpio")
     skip = ",".join(NOT_IN_AN_INITRAMFS)
-    return bareguest.boot(["-initrd", str(archive)], f"rdinit=/init checks.skip={skip}", directory, 240)
+    return bareguest.boot(["-initrd", str(archive)], f"rdinit=/init checks.skip={skip}", directory, 240, {})
 
 
 def judge(run: Run, name: str) -> None:
