@@ -66,6 +66,8 @@ def guest_tree(agent: Path, site: Path) -> Tree:
     tree.copy("usr/lib/hako/init.py", HERE / "guest_init.py", 0o755)
     tree.link("init", "usr/lib/hako/init.py")
     tree.link("usr/bin/init", "../lib/hako/init.py")
+    # The agent mounts the pod's own over it.
+    tree.file("etc/resolv.conf", b"")
     # The interpreter complains on the console without it, even where it holds nothing.
     tree.directory(f"{python.stdlib}/lib-dynload")
     return tree
