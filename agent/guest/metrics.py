@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from typing import Iterable
 
     Sample = tuple[dict[str, str], int | float]
+    Family = tuple[str, str, str, list[Sample]]  # name, kind, help, samples
 
 _scrapes = [0]
 
@@ -25,6 +26,8 @@ _DISK_ITEMS = (
     "time_writing", "in_progress", "time_in_progress", "weighted_time_in_progress", "discards",
     "discards_merged", "sectors_discarded", "time_discarding", "flushes", "time_flushing",
 )  # fmt: skip
+# Fields of /proc/PID/stat after the name, counted from 0: proc(5).
+_STAT_FIELDS = (("utime", 11), ("stime", 12), ("cutime", 13), ("cstime", 14))
 _NETWORK_ITEMS = (
     "recv_bytes", "recv_packets", "recv_errs", "recv_drop", "recv_fifo", "recv_frame", "recv_compressed",
     "recv_multicast", "sent_bytes", "sent_packets", "sent_errs", "sent_drop", "sent_fifo", "sent_colls",
@@ -65,7 +68,7 @@ def _by_item(values: dict[str, int]) -> list[Sample]:
 # --- the guest --------------------------------------------------------------------------------------------
 
 
-def _guest(root: str) -> list[tuple[str, str, str, list[Sample]]]:
+def _guest(root: str) -> list[Family]:
     return [
         ("kata_guest_cpu_time", "gauge", "Guest CPU statistics.", _cpu_time(procfs.read("stat", root))),
         ("kata_guest_load", "gauge", "Guest system load.", _load(procfs.read("loadavg", root))),
@@ -163,16 +166,31 @@ def _network(net_dev: str) -> list[Sample]:
 # --- the agent --------------------------------------------------------------------------------------------
 
 
-def _agent(root: str) -> list[tuple[str, str, str, list[Sample]]]:
+def _agent(root: str) -> list[Family]:
     fields = procfs.read("self/stat", root).rpartition(")")[2].split()
-    utime, stime, cutime, cstime, started, virtual, resident = [
-        int(fields[n]) for n in (11, 12, 13, 14, 19, 20, 21)
-    ]
-    ticks, page = os.sysconf("SC_CLK_TCK"), os.sysconf("SC_PAGE_SIZE")
-    seconds = (utime + stime) / ticks
-    boot = time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
-    stat = {"utime": utime, "stime": stime, "cutime": cutime, "cstime": cstime}
     status = {key.lower(): value for key, value in procfs.keyed(procfs.read("self/status", root)).items()}
+    items = {name: int(fields[index]) for name, index in _STAT_FIELDS}
+    io = procfs.keyed(procfs.read("self/io", root))
+    wanted = {
+        key: n for key, n in status.items() if key.startswith(("vm", "rss", "hugetlb")) or "ctxt" in key
+    }
+    return [
+        *_process(int(fields[19]), int(fields[20]), int(fields[21]), items, status.get("threads", 1), root),
+        ("kata_agent_proc_stat", "gauge", "The agent's process statistics.", _by_item(items)),
+        ("kata_agent_proc_status", "gauge", "The agent's process status.", _by_item(wanted)),
+        ("kata_agent_io_stat", "gauge", "The agent's I/O statistics.", _by_item(io)),
+    ]
+
+
+def _process(
+    started: int, virtual: int, resident: int, items: dict[str, int], threads: int, root: str
+) -> list[Family]:
+    """The single values of the agent; `started` in ticks after boot, `virtual` in bytes, `resident` in
+    pages.
+    """
+    ticks, page = os.sysconf("SC_CLK_TCK"), os.sysconf("SC_PAGE_SIZE")
+    seconds = (items["utime"] + items["stime"]) / ticks
+    boot = time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
     single: list[tuple[str, str, str, int | float]] = [
         ("process_cpu_seconds_total", "counter", "CPU time of the agent in seconds.", seconds),
         ("process_open_fds", "gauge", "Open file descriptors.", len(os.listdir(f"{root}/self/fd"))),
@@ -181,24 +199,12 @@ def _agent(root: str) -> list[tuple[str, str, str, list[Sample]]]:
         ("process_virtual_memory_bytes", "gauge", "Virtual memory.", virtual),
         ("process_start_time_seconds", "gauge", "Start time since the epoch.", int(boot + started / ticks)),
         ("scrape_count", "counter", "How often these metrics were read.", _scrapes[0]),
-        ("threads", "gauge", "Threads of the agent.", status.get("threads", 1)),
+        ("threads", "gauge", "Threads of the agent.", threads),
         ("total_time", "gauge", "CPU time of the agent in seconds.", seconds),
         ("total_vm", "gauge", "Virtual memory of the agent.", virtual),
         ("total_rss", "gauge", "Resident memory of the agent.", resident * page),
     ]
-    families: list[tuple[str, str, str, list[Sample]]] = [
-        ("kata_agent_" + name, kind, words, [({}, value)]) for name, kind, words, value in single
-    ]
-    io = procfs.keyed(procfs.read("self/io", root))
-    wanted = {
-        key: n for key, n in status.items() if key.startswith(("vm", "rss", "hugetlb")) or "ctxt" in key
-    }
-    return [
-        *families,
-        ("kata_agent_proc_stat", "gauge", "The agent's process statistics.", _by_item(stat)),
-        ("kata_agent_proc_status", "gauge", "The agent's process status.", _by_item(wanted)),
-        ("kata_agent_io_stat", "gauge", "The agent's I/O statistics.", _by_item(io)),
-    ]
+    return [("kata_agent_" + name, kind, words, [({}, value)]) for name, kind, words, value in single]
 
 
 def _limit(name: str, root: str) -> int:

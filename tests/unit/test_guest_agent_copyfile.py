@@ -26,12 +26,14 @@ def base(tmp_path: Path) -> Path:
 def copy(base: Path, path: str, data: bytes = b"", **more: Any) -> None:
     """One CopyFile request."""
     fields: dict[str, Any] = {
-        "file_mode": stat.S_IFREG | 0o640, "file_size": len(data), "uid": os.getuid(), "gid": os.getgid(), **more,
-    }  # fmt: skip
-    request = agent_pb2.CopyFileRequest(
-        path=path if path.startswith("/") else f"{base}/{path}", data=data, **fields
-    )
-    copyfile.copy(request, str(base))
+        "file_mode": stat.S_IFREG | 0o640,
+        "file_size": len(data),
+        "uid": os.getuid(),
+        "gid": os.getgid(),
+        **more,
+    }
+    path = path if path.startswith("/") else f"{base}/{path}"
+    copyfile.copy(agent_pb2.CopyFileRequest(path=path, data=data, **fields), str(base))
 
 
 def test_file_appears_when_it_is_complete(base: Path) -> None:
