@@ -10,6 +10,7 @@ import errno
 import os
 
 from agent.linux import syscalls
+from shim.network import netlink
 from shim.network.steps import Step, StepFailed
 
 TYPE_CHECKING = False
@@ -104,12 +105,10 @@ def remove_namespace(path: str) -> None:
 
 def configure_inside(netns: int, request: dict[str, Any]) -> None:
     """Addresses, routes and links of the namespace, by a netlink socket that was opened in it."""
-    from shim.network.child import enter, open_netlink
-
     home = os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
-    enter(netns)
+    netlink.enter(netns)
     try:
-        inside = open_netlink()
+        inside = netlink.open_socket()
         with Step("configure network namespace", request["netns"]):
             inside.link("set", index=1, state="up")  # lo is always the first
             (index,) = inside.link_lookup(ifname=INSIDE)
@@ -118,7 +117,7 @@ def configure_inside(netns: int, request: dict[str, Any]) -> None:
             inside.route("add", dst="default", gateway=request["gateway"], oif=index)
         inside.close()
     finally:
-        enter(home)
+        netlink.enter(home)
         os.close(home)
 
 

@@ -1,6 +1,6 @@
 """The short-lived process that talks netlink: one request, one answer, then it ends.
 
-Owns: entering the namespace, carrying out the verb, undoing a half-done one. Must not know: HakoError, the
+Owns: the verbs and undoing a half-done one. Must not know: HakoError, the
 VM. Executed by worker.py as `python3 -IS child.py SYSPATH_JSON` with a socket to its parent as descriptor
 0; the namespace's descriptor comes with the request. pyroute2 is imported here and only here: it costs the
 time and the memory once per call instead of for the life of the pod.
@@ -54,44 +54,12 @@ def answer(request: Request, fds: list[int], rollback: Rollback) -> Answer:
 
 def serve(request: Request, fds: list[int], rollback: Rollback) -> Answer:
     """Carry out `request["verb"]`, in the namespace of the first descriptor if there is one."""
+    from shim.network import netlink
+
     verb: Callable[[Any, Request, Rollback], Answer] = VERBS[request["verb"]]
     if fds:
-        enter(fds[0])
-    return verb(open_netlink(), request, rollback)
-
-
-def enter(netns: int) -> None:
-    """Make the network namespace of this descriptor ours."""
-    from agent.linux import syscalls
-    from shim.network.steps import Step
-
-    with Step("enter network namespace", "setns"):
-        syscalls.setns(netns, syscalls.CLONE_NEWNET)
-
-
-def open_netlink() -> Any:
-    """pyroute2's IPRoute, in the namespace that we are in now."""
-    if "pyroute2" not in sys.modules:
-        bypass_package()
-    try:
-        from pyroute2.iproute.linux import IPRoute
-    except ImportError:  # a version that is built in another way
-        for name in [name for name in sys.modules if name.split(".")[0] == "pyroute2"]:
-            del sys.modules[name]
-        from pyroute2 import IPRoute
-    return IPRoute()
-
-
-def bypass_package() -> None:
-    """Let pyroute2's modules be imported without the package's `__init__`, which doubles the import time."""
-    import importlib.util
-    from types import ModuleType
-
-    spec = importlib.util.find_spec("pyroute2")
-    if spec is not None:
-        package = ModuleType("pyroute2")
-        package.__path__ = list(spec.submodule_search_locations or ())
-        sys.modules["pyroute2"] = package
+        netlink.enter(fds[0])
+    return verb(netlink.open_socket(), request, rollback)
 
 
 def attach(ipr: Any, request: Request, rollback: Rollback) -> Answer:

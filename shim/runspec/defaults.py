@@ -51,7 +51,7 @@ def device_rules() -> list[dict[str, Any]]:
     return rules
 
 
-def mounts() -> list[dict[str, Any]]:
+def default_mounts() -> list[dict[str, Any]]:
     """The OCI mounts of MOUNTS."""
     return [
         {"destination": destination, "type": kind, "source": source, "options": list(options)}

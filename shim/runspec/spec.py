@@ -12,8 +12,20 @@ from collections.abc import Sequence
 from typing import Any
 
 from shim.errors import InvalidSpec
-from shim.runspec import capabilities, defaults, seccomp
+from shim.runspec.capabilities import choose, sets
+from shim.runspec.defaults import (
+    CPU_PERIOD,
+    MASKED_PATHS,
+    NAMESPACES,
+    OCI_VERSION,
+    PATH,
+    READONLY_PATHS,
+    SYSCTLS,
+    default_mounts,
+    device_rules,
+)
 from shim.runspec.options import Bind, BindMount, ImageDefaults, RunOptions
+from shim.runspec.seccomp import load, resolve
 from shim.runspec.users import ImageUser, resolve_user
 
 STOP_SIGNAL = "org.opencontainers.image.stopSignal"  # as podman and CRI-O write it
@@ -25,7 +37,7 @@ def make(options: RunOptions, image: ImageDefaults | None) -> dict[str, Any]:
     HakoError.
     """
     user = resolve_user(options.rootfs, options.user or (image.user if image else ""))
-    return build(options, image, user, seccomp.load(options.seccomp))
+    return build(options, image, user, load(options.seccomp))
 
 
 def build(
@@ -36,20 +48,20 @@ def build(
     machine: str = os.uname().machine,
 ) -> dict[str, Any]:
     """`make` with everything looked up. `profile` None: no seccomp. Raises InvalidSpec."""
-    bounding = capabilities.choose(options.cap_add, options.cap_drop)
+    bounding = choose(options.cap_add, options.cap_drop)
     hostname = options.hostname or options.id[:12]
     linux: dict[str, Any] = {
         "cgroupsPath": f"/hako/{options.id}",
         "namespaces": _namespaces(options.netns),
         "resources": _resources(options),
-        "sysctl": dict(defaults.SYSCTLS),
-        "maskedPaths": list(defaults.MASKED_PATHS),
-        "readonlyPaths": list(defaults.READONLY_PATHS),
+        "sysctl": dict(SYSCTLS),
+        "maskedPaths": list(MASKED_PATHS),
+        "readonlyPaths": list(READONLY_PATHS),
     }
     if profile is not None:
-        linux["seccomp"] = seccomp.resolve(profile, bounding, machine, OLDEST_GUEST_KERNEL)
+        linux["seccomp"] = resolve(profile, bounding, machine, OLDEST_GUEST_KERNEL)
     return {
-        "ociVersion": defaults.OCI_VERSION,
+        "ociVersion": OCI_VERSION,
         "process": _process(options, image, user, bounding, hostname),
         "root": {"path": options.rootfs, "readonly": options.read_only},
         "hostname": hostname,
@@ -67,7 +79,7 @@ def set_user(process: dict[str, Any], rootfs: str, text: str) -> None:
     user = resolve_user(rootfs, text)
     process["user"] = {**_keep_umask(process.get("user")), **_user(user)}
     bounding = (process.get("capabilities") or {}).get("bounding") or []
-    process["capabilities"] = capabilities.sets(bounding, user.uid)
+    process["capabilities"] = sets(bounding, user.uid)
 
 
 def _keep_umask(user: dict[str, Any] | None) -> dict[str, Any]:
@@ -83,7 +95,7 @@ def _process(
         "args": _arguments(options, image),
         "env": _environment(options, image, hostname),
         "cwd": _directory(options.workdir or (image.workdir if image else "")),
-        "capabilities": capabilities.sets(bounding, user.uid),
+        "capabilities": sets(bounding, user.uid),
         "noNewPrivileges": options.no_new_privileges,
     }
 
@@ -111,7 +123,7 @@ def _environment(options: RunOptions, image: ImageDefaults | None, hostname: str
     process.
     """
     merged: dict[str, str] = {}
-    ours = [defaults.PATH, f"HOSTNAME={hostname}", *(["TERM=xterm"] if options.terminal else [])]
+    ours = [PATH, f"HOSTNAME={hostname}", *(["TERM=xterm"] if options.terminal else [])]
     for variable in [*ours, *(image.env if image else ()), *options.env]:
         key, _, value = variable.partition("=")
         if key:
@@ -127,14 +139,14 @@ def _directory(path: str) -> str:
 
 def _namespaces(netns: str) -> list[dict[str, str]]:
     network = {"type": "network", "path": netns} if netns else {"type": "network"}
-    return [network, *({"type": kind} for kind in defaults.NAMESPACES)]
+    return [network, *({"type": kind} for kind in NAMESPACES)]
 
 
 def _resources(options: RunOptions) -> dict[str, Any]:
-    resources: dict[str, Any] = {"devices": defaults.device_rules()}
+    resources: dict[str, Any] = {"devices": device_rules()}
     if options.cpus:
-        quota = max(1000, round(options.cpus * defaults.CPU_PERIOD))  # the kernel's least is 1 ms
-        resources["cpu"] = {"quota": quota, "period": defaults.CPU_PERIOD}
+        quota = max(1000, round(options.cpus * CPU_PERIOD))  # the kernel's least is 1 ms
+        resources["cpu"] = {"quota": quota, "period": CPU_PERIOD}
     if options.memory:
         resources["memory"] = {"limit": options.memory}
     return resources
@@ -144,7 +156,7 @@ def _mounts(options: RunOptions) -> list[dict[str, Any]]:
     """Defaults, files, volumes, each replacing what had its place; a volume below another comes later."""
     files = [Bind(source, destination) for destination, source in options.files.items()]
     wanted = {bind["destination"]: bind for bind in map(_bind, [*files, *options.volumes])}
-    kept = [mount for mount in defaults.mounts() if mount["destination"] not in wanted]
+    kept = [mount for mount in default_mounts() if mount["destination"] not in wanted]
     return kept + sorted(wanted.values(), key=lambda bind: len(_parts(bind["destination"])))
 
 
