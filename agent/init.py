@@ -22,6 +22,8 @@ from agent.rootfs import RAMFS_MAGIC, TMPFS_MAGIC
 
 CGROUP_ROOT = "/sys/fs/cgroup"
 AGENT_CGROUP = CGROUP_ROOT + "/hako-agent"
+AGENT_MEMORY = 32 << 20
+"""bytes that are reclaimed last: containers that fill the guest's memory must not make the agent crawl"""
 MODULE_LIST = "/etc/hako/modules"
 HOSTNAME = "hako"
 OPEN_FILES = 1 << 20
@@ -229,6 +231,8 @@ def setup_cgroups() -> None:
         os.makedirs(AGENT_CGROUP, exist_ok=True)
         cgroupfs.write(AGENT_CGROUP, "cgroup.procs", "0")
         cgroupfs.enable_controllers(CGROUP_ROOT)
+        if os.path.exists(AGENT_CGROUP + "/memory.low"):
+            cgroupfs.write(AGENT_CGROUP, "memory.low", str(AGENT_MEMORY))
     except OSError as error:
         raise step_error("set up cgroups", error) from error
 

@@ -91,6 +91,7 @@ class Cgroup:
         except OSError as error:
             raise step_error("create cgroup", error) from error
         try:
+            self._write("cgroup.max.depth", str(cgroupfs.DEEPEST), "create cgroup")
             if limits is not None:
                 self._apply_settings(limits)
             self._install_devices(limits.Devices if limits is not None else [])

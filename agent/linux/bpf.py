@@ -6,7 +6,7 @@ OCI; agent/cgroups translates. Numbers and layouts: linux/bpf.h.
 Semantics: each of the asked accesses (read, write, mknod) is judged alone, by the last rule that matches
 the device and names that access; all must be allowed. Without any matching rule the answer is the default.
 This is what the device cgroup of v1 does for lists that start with "deny all", and it leaves no way around
-a later "deny write" by asking for read and write together. 
+a later "deny write" by asking for read and write together.
 """
 
 from __future__ import annotations

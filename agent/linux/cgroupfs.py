@@ -12,9 +12,8 @@ import select
 import time
 
 UNLIMITED = (1 << 64) - 1
-# The tree below a container's cgroup is the container's own work; nobody nests this deep, and the kernel's
-# default cgroup.max.depth has no bound.
-_DEEPEST = 64
+DEEPEST = 64
+"""how far descendants() looks; agent/cgroups does not let a container nest deeper"""
 _LARGEST_FILE = 1 << 20
 
 
@@ -121,7 +120,7 @@ def children(directory: str) -> list[str]:
 def descendants(directory: str, depth: int = 0) -> list[str]:
     """The cgroup itself and all below it, deeper ones first."""
     found = []
-    if depth < _DEEPEST:
+    if depth < DEEPEST:
         for child in children(directory):
             found.extend(descendants(child, depth + 1))
     return [*found, directory]

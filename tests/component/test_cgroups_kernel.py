@@ -225,11 +225,26 @@ def test_an_occupied_cgroup_is_not_taken_over(root: str, spawn: Callable[..., in
     first.create(resources({"unified": {"cgroup.max.depth": "2"}}))
     second = Cgroup("/same", root)
     second.create(None)
-    assert cgroupfs.read(second.directory, "cgroup.max.depth") == "max"
+    assert cgroupfs.read(second.directory, "cgroup.max.depth") == str(cgroupfs.DEEPEST)
     second.add(spawn())
     with pytest.raises(StepError, match="has processes"):
         first.create(None)
     second.remove()
+
+
+def test_a_container_cannot_nest_beyond_what_is_removed(root: str) -> None:
+    """The tree of cgroups that a container makes has an end, and remove() reaches it."""
+    cgroup = Cgroup("/deep", root)
+    cgroup.create(None)
+    place, depth = cgroup.directory, 0
+    with pytest.raises(OSError, match="Resource temporarily unavailable"):
+        while True:
+            place += "/x"
+            os.mkdir(place)
+            depth += 1
+    assert depth == cgroupfs.DEEPEST
+    cgroup.remove()
+    assert not os.path.exists(cgroup.directory)
 
 
 def test_delegation_gives_processes_but_not_limits(root: str) -> None:

@@ -126,6 +126,7 @@ def check_cgroup_root() -> None:
     expect(procfs.read("self/cgroup").strip(), "0::/hako-agent")
     options = next(line for line in procfs.read("mounts").splitlines() if " cgroup2 " in line)
     require("nsdelegate" in options)
+    expect(cgroupfs.read(init.AGENT_CGROUP, "memory.low"), str(init.AGENT_MEMORY))
 
 
 def check_loopback() -> None:
