@@ -10,6 +10,7 @@ import pytest
 from agent import storage
 from agent.api import agent_pb2
 from agent.errors import InvalidSpec, NotFound, Unsupported
+from agent.linux import uevent
 from agent.storage import devices
 
 
@@ -127,3 +128,12 @@ def test_wait_is_by_events_and_not_by_looking_again(monkeypatch: pytest.MonkeyPa
     with pytest.raises(NotFound):
         devices.named("/dev/hako-none", 0.3)
     assert 2 <= len(looks) <= 10
+
+
+def test_a_change_before_the_socket_was_open_is_not_missed() -> None:
+    """What appears between the first look and the opened event socket is found at once, without any event.
+    """
+    answers = iter([None, "there"])
+    start = time.monotonic()
+    assert uevent.wait_for(lambda: next(answers), ("nothing",), 5) == "there"
+    assert time.monotonic() - start < 1
