@@ -166,23 +166,26 @@ class Output(Flow):
     for each header.
     """
 
-    __slots__ = ("_finishing", "_pending")
+    __slots__ = ("_finishing", "_pending", "_told")
 
     def __init__(self, loop: Loop, source: int, sink: int, on_end: Callable[[], None]) -> None:
         super().__init__(loop, source, sink, on_end)
         self._finishing = False
+        self._told = False
         self._pending: bytes | memoryview = b""
 
     def finish(self) -> None:
-        """Send the end."""
+        """Send the end, after the frame that is on its way."""
         self._finishing = True
-        self._pending = bytes(HEADER)
         self.run()
 
     def _move(self) -> int:
-        if not self._pending:
-            if self._finishing:
+        if not self._pending and self._finishing:
+            if self._told:
                 return _ENDED
+            self._told = True
+            self._pending = bytes(HEADER)
+        if not self._pending:
             try:
                 count = os.readv(self._source, [_body])
             except BlockingIOError:
@@ -191,7 +194,7 @@ class Output(Flow):
                 count = 0
             struct.pack_into(">I", _frame, 0, count)
             self._pending = _frame[: HEADER + count]
-            self._finishing = not count
+            self._told = self._finishing = not count
             self.moved += count
         return self._send()
 
@@ -207,8 +210,8 @@ class Output(Flow):
         return _MOVED
 
 
-def close_after_peer(loop: Loop, sock: int, seconds: float) -> Callable[[], None]:
-    """Close `sock` once its peer has, or after `seconds`. Returns what closes it at once. Idempotent."""
+def close_after_peer(loop: Loop, sock: int, seconds: float) -> None:
+    """Close `sock` once its peer has, or after `seconds`."""
     open_fds = [sock]
 
     def close() -> None:
@@ -232,7 +235,6 @@ def close_after_peer(loop: Loop, sock: int, seconds: float) -> Callable[[], None
         os.close(open_fds.pop())
     else:
         loop.call_later(seconds, close)
-    return close
 
 
 def _has_data(fd: int) -> bool:

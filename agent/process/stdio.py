@@ -66,7 +66,6 @@ class Stdio:
         self._child = [-1, -1, -1]
         self._ours = [-1, -1, -1]
         self._flows: dict[int, pump.Flow] = {}
-        self._closing: list[Callable[[], None]] = []
         self._input: rpcstream.Input | None = None
         self._outputs: dict[int, rpcstream.Output] = {}
         self._open_outputs: set[int] = set()
@@ -202,19 +201,29 @@ class Stdio:
                 self._flows[STDOUT].end_when_quiet(TERMINAL_QUIET)
 
     def close(self) -> None:
-        """Let go of everything at once; data that are still in the pipes are lost."""
+        """Let go of everything. The host still gets what is in the pipes now, if it takes it in time."""
         self.close_child_ends()
         self._end_input()
         for number in (STDOUT, STDERR):
             if number in self._outputs:
                 self._outputs[number].end()
+            elif number in self._flows:
+                self._finish(number, self._flows[number])
             else:
-                if number in self._flows and not self._flows[number].ended:
-                    self._flows[number].stop()
-                    self._ended(number)
                 self._close(number)
-        while self._closing:
-            self._closing.pop()()
+
+    def _finish(self, number: int, flow: pump.Flow) -> None:
+        flow.run()
+        if not flow.ended:
+            flow.finish()
+
+        def give_up() -> None:
+            if not flow.ended:
+                flow.stop()
+                self._ended(number)
+
+        if not flow.ended:
+            self._loop.call_later(PEER_CLOSES, give_up)
 
     def _end_input(self) -> None:
         if self._input is not None:
@@ -250,7 +259,7 @@ class Stdio:
         sock = self._sockets[number]
         if number != STDIN and sock is not None:
             self._sockets[number] = None
-            self._closing.append(pump.close_after_peer(self._loop, sock, PEER_CLOSES))
+            pump.close_after_peer(self._loop, sock, PEER_CLOSES)
         self._close(number)
         self._open_outputs.discard(number)
         if not self._open_outputs and number != STDIN:

@@ -17,15 +17,8 @@ from agent.errors import AgentError, DeadlineExceeded
 from agent.linux import syscalls
 from agent.process.stdio import StdioPlan
 from tests.component.test_container_process import status_of
-from tests.framework.inguest import (
-    Guest,
-    Streams,
-    bind,
-    default_mounts,
-    in_guest,
-    need_busybox,
-    need_root,
-)
+from tests.framework.box import Guest, Streams, bind, default_mounts
+from tests.framework.inguest import in_guest, need_busybox, need_root
 
 pytestmark = [need_root, need_busybox]
 

@@ -18,7 +18,8 @@ from agent.container import state
 from agent.container.container import Container
 from agent.errors import AgentError, NotFound, StepError, WrongState
 from agent.process.stdio import StdioPlan
-from tests.framework.inguest import Finished, Guest, Streams, in_guest, need_busybox, need_root
+from tests.framework.box import Finished, Guest, Streams
+from tests.framework.inguest import in_guest, need_busybox, need_root
 
 pytestmark = [need_root, need_busybox]
 

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from agent.errors import StepError
-from tests.framework.inguest import Finished, Guest, in_guest, need_busybox, need_root
+from tests.framework.box import Finished, Guest
+from tests.framework.inguest import in_guest, need_busybox, need_root
 
 pytestmark = [need_root, need_busybox]
 
@@ -56,7 +57,7 @@ def test_root_has_no_groups_of_the_agent() -> None:
 def test_string_user_is_resolved_in_the_rootfs() -> None:
     """Kata's string_user names are looked up in the container's own passwd and group."""
     from agent.api import agent_pb2
-    from tests.framework.inguest import Streams
+    from tests.framework.box import Streams
 
     def body(guest: Guest) -> Finished:
         names = agent_pb2.StringUser(uid="user", additionalGids=["extra"])
@@ -182,6 +183,21 @@ def test_umask() -> None:
     assert run("umask").out == "0022\n"
     assert run("umask", process={"user": {"uid": 0, "gid": 0, "umask": 0o077}}).out == "0077\n"
     assert run("umask", process={"user": {"uid": 0, "gid": 0, "umask": 0}}).out == "0000\n"
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/keys"), reason="needs a kernel with CONFIG_KEYS")
+def test_session_keyring_of_its_own() -> None:
+    """The container does not possess the agent's session keyring."""
+    user = {"uid": 1000, "gid": 1000}
+    out = run(["cat", "/proc/keys"], linux={"maskedPaths": []}, process={"user": user}).out
+    assert "_ses.c1" in out
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/numa_maps"), reason="needs a kernel with CONFIG_NUMA")
+def test_memory_policy() -> None:
+    """set_mempolicy reaches the program."""
+    policy = {"mode": "MPOL_BIND", "nodes": "0", "flags": ["MPOL_F_STATIC_NODES"]}
+    assert "bind=static:0" in run(["cat", "/proc/self/numa_maps"], linux={"memoryPolicy": policy}).out
 
 
 def test_scheduling_and_personality() -> None:

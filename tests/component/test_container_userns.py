@@ -8,17 +8,8 @@ from typing import Any
 
 from agent.process.stdio import StdioPlan
 from tests.component.test_container_process import status_of
-from tests.framework.inguest import (
-    NEW_NAMESPACES,
-    Finished,
-    Guest,
-    Streams,
-    bind,
-    default_mounts,
-    in_guest,
-    need_busybox,
-    need_root,
-)
+from tests.framework.box import NEW_NAMESPACES, Finished, Guest, Streams, bind, default_mounts
+from tests.framework.inguest import in_guest, need_busybox, need_root
 
 pytestmark = [need_root, need_busybox]
 

@@ -11,15 +11,8 @@ import pytest
 
 from agent.errors import AgentError
 from agent.linux import syscalls
-from tests.framework.inguest import (
-    Finished,
-    Guest,
-    bind,
-    default_mounts,
-    in_guest,
-    need_busybox,
-    need_root,
-)
+from tests.framework.box import Finished, Guest, bind, default_mounts
+from tests.framework.inguest import in_guest, need_busybox, need_root
 
 pytestmark = [need_root, need_busybox]
 
@@ -189,7 +182,7 @@ def test_slave_volume_sees_later_mounts_and_gives_none() -> None:
         container = guest.container(
             guest.spec(script, mounts=with_mounts(planned), process={"capabilities": caps})
         )
-        from tests.framework.inguest import Streams
+        from tests.framework.box import Streams
 
         streams = Streams(keep_stdin=True)
         container.create(streams.plan())

@@ -14,7 +14,8 @@ from agent.api import oci_pb2
 from agent.errors import Unsupported
 from agent.process.process import Process, reap_orphans
 from agent.process.stdio import Stdio, StdioPlan
-from tests.framework.inguest import Finished, Guest, Streams, in_guest, need_busybox, need_root, unframe
+from tests.framework.box import Finished, Guest, Streams, unframe
+from tests.framework.inguest import in_guest, need_busybox, need_root
 
 pytestmark = [need_root, need_busybox]
 MEGA = 1 << 20
@@ -214,10 +215,52 @@ def test_input_that_nobody_reads_does_not_hold_the_exit() -> None:
         container.start()
         streams.finish(guest, container.init)
         container.remove()
+        guest.loop.run_once(0.05)  # the host's ends are closed, now the agent closes its own
         return before, len(os.listdir("/proc/self/fd"))
 
     before, after = in_guest(body)
     assert after <= before
+
+
+def test_remove_delivers_what_is_in_the_pipe() -> None:
+    """Output of a container that is removed while it runs arrives, with its end."""
+
+    def body(guest: Guest) -> tuple[str, bool]:
+        container = guest.container(guest.spec("echo last words; touch /said; sleep 100"))
+        streams = Streams()
+        container.create(streams.plan())
+        container.start()
+        until = time.monotonic() + 10
+        while not (guest.rootfs() / "said").exists() and time.monotonic() < until:
+            time.sleep(0.01)  # and not the loop, so that nothing is moved yet
+        container.remove()
+        guest.until(streams.outputs_ended)
+        return streams.text(1), streams.clean[1]
+
+    assert in_guest(body) == ("last words\n", True)
+
+
+def test_remove_does_not_wait_for_a_host_that_does_not_read() -> None:
+    """A frame on its way is never cut by the end; the rest of a blocked stream is given up in time."""
+
+    def body(guest: Guest) -> tuple[float, int]:
+        container = guest.container(guest.spec("while true; do echo 0123456789; done"))
+        streams = Streams()
+        container.create(streams.plan())
+        container.start()
+        until = time.monotonic() + 0.5
+        while time.monotonic() < until:
+            guest.loop.run_once(0.05)
+        began = time.monotonic()
+        container.remove()
+        seconds = time.monotonic() - began
+        guest.until(streams.outputs_ended)
+        assert streams.clean[1]
+        return seconds, len(streams.text(1).rstrip("0123456789\n"))
+
+    seconds, strange = in_guest(body)
+    assert seconds < 2
+    assert strange == 0
 
 
 # --- terminals ----------------------------------------------------------------------------------------------
