@@ -130,7 +130,7 @@ class Run:
                 self.checks[words[1]] = words[2]
 
 
-Device = Mapping[str, str]
+Device = Mapping[str, object]
 """arguments of QMP's device_add"""
 
 
@@ -145,7 +145,8 @@ def boot(
     argv = [
         "setpriv", "--pdeathsig", "KILL",
         QEMU, "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
-        "-machine", "q35,accel=tcg,memory-backend=ram", "-cpu", "max", "-smp", "2", "-m", "768",
+        "-machine", "q35,accel=tcg,memory-backend=ram", "-cpu", "max",
+        "-smp", "2,sockets=3,maxcpus=3", "-m", "768,slots=1,maxmem=2G",
         "-object", "memory-backend-memfd,id=ram,size=768M,share=on",
         "-kernel", kernel(), "-append", f"console=hvc0 panic=-1 quiet {cmdline}",
         "-chardev", "stdio,id=console,signal=off",
@@ -198,6 +199,9 @@ class _Qmp:
         if not self._negotiated:
             self._execute("qmp_capabilities", {})
             self._negotiated = True
+        if device["driver"] == "pc-dimm":
+            memory = {"qom-type": "memory-backend-ram", "id": device["memdev"], "size": 128 << 20}
+            self._execute("object-add", memory)
         self._execute("device_add", device)
 
     def _execute(self, command: str, arguments: Device) -> None:

@@ -454,6 +454,21 @@ def check_cpu_is_brought_back() -> None:
     expect(os.sysconf("SC_NPROCESSORS_ONLN"), 2)
 
 
+def check_plugged_cpu_and_memory_come_into_use() -> None:
+    """OnlineCPUMem waits for a CPU that is being plugged, by its uevent, and brings memory up."""
+    before = procfs.keyed(procfs.read("meminfo"))["MemTotal"]
+    print("PLUG memory", flush=True)
+    print("PLUG cpu", flush=True)
+    start = time.monotonic()
+    guest.online(wait=True, cpus=1, cpu_only=False, seconds=10)
+    print(f"plugged CPU after {time.monotonic() - start:.3f} s", flush=True)
+    expect(os.sysconf("SC_NPROCESSORS_ONLN"), 3)
+    guest.online(wait=False, cpus=0, cpu_only=False)
+    expect(procfs.keyed(procfs.read("meminfo"))["MemTotal"] - before, 128 << 10)
+    with Made("/cpuset", {}) as cgroup:
+        expect(cgroupfs.read(cgroup.directory, "cpuset.cpus.effective"), "0-2")
+
+
 def main() -> None:
     """PID 1: set up, check, power off."""
     try:

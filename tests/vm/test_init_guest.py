@@ -9,14 +9,14 @@ from pathlib import Path
 import pytest
 
 from tests.framework import bareguest
-from tests.framework.bareguest import Run
+from tests.framework.bareguest import Device, Run
 
 SCRIPT = Path(__file__).with_name("guest_checks.py")
 
 # What needs disks, or a root that is not writable.
 NOT_IN_AN_INITRAMFS = (
     "io_limits_of_a_disk", "devices_are_denied_by_the_kernel", "disk_by_pci_path", "plugged_disk_is_awaited",
-    "plugged_share_is_awaited",
+    "plugged_share_is_awaited", "plugged_cpu_and_memory_come_into_use",
 )  # fmt: skip
 
 pytestmark = [pytest.mark.vm, pytest.mark.timeout(300)]
@@ -65,7 +65,9 @@ def erofs_run(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
         "-device", "pcie-root-port,id=port2,addr=0x12,chassis=2",
         "-chardev", f"socket,id=share,path={directory}/share.sock",
     ]  # fmt: skip
-    plugs = {
+    plugs: dict[str, Device] = {
+        "memory": {"driver": "pc-dimm", "id": "dimm", "memdev": "more"},
+        "cpu": {"driver": "max-x86_64-cpu", "id": "cpu2", "socket-id": 2, "core-id": 0, "thread-id": 0},
         "late": {"driver": "virtio-blk-pci", "drive": "late", "bus": "port1", "id": "late"},
         "share": {
             "driver": "vhost-user-fs-pci",
