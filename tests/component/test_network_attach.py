@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -373,7 +374,21 @@ def test_the_parent_never_loads_pyroute2(pair: tuple[Namespace, Namespace]) -> N
         f"netns.attach({pod.path!r}, 'x').close(); "
         "print([m for m in ('pyroute2', 'asyncio', 'subprocess', 'msgspec') if m in sys.modules])"
     )
-    import sys
 
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
     assert out.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("package", ["as it is", "built in another way"])
+def test_pyroute2_is_loaded_with_and_without_its_package(package: str) -> None:
+    """The short way into pyroute2 works, and where a version does not allow it the whole package is taken."""
+    code = (
+        "import sys; from types import ModuleType; from shim.network import netlink\n"
+        f"if {package != 'as it is'}:\n"
+        "    netlink._bypass_package = lambda: sys.modules.update(pyroute2=ModuleType('pyroute2'))\n"
+        "links = list(netlink.open_socket().get_links())\n"
+        "print(links[0].get_attr('IFLA_IFNAME'), 'pyroute2.ndb' in sys.modules)\n"
+    )
+    with namespaces(1) as (namespace,):
+        out = namespace.run(sys.executable, "-c", code)
+    assert out.split() == ["lo", str(package != "as it is")]
