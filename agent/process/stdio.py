@@ -130,6 +130,7 @@ class Stdio:
         for number in (STDIN, STDOUT, STDERR):
             sock, ours = self._sockets[number], self._ours[number]
             if ours < 0:
+                self._end_unused(number)
                 continue
             if sock is None:
                 # A terminal whose output nobody wants is read all the same, or the process would stop.
@@ -140,6 +141,14 @@ class Stdio:
                 flow = pump.Output(self._loop, ours, sock, self._ender(number))
             self._flows[number] = flow
             flow.begin()
+
+    def _end_unused(self, number: int) -> None:
+        """A stream that a terminal does not have (stderr): the host is told its end at once."""
+        sock = self._sockets[number]
+        if sock is not None and number != STDIN:
+            self._sockets[number] = None
+            os.write(sock, bytes(pump.HEADER))
+            pump.close_after_peer(self._loop, sock, PEER_CLOSES)
 
     # --- while it runs --------------------------------------------------------------------------------------
 

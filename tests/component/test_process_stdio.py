@@ -296,6 +296,18 @@ def test_terminal_is_the_containers_own() -> None:
     assert "\r\n" in out
 
 
+def test_a_stderr_that_a_terminal_does_not_have_ends_at_once() -> None:
+    """A caller who gives one nevertheless does not wait for it."""
+
+    def body(guest: Guest) -> bytes:
+        ours, theirs = socket.socketpair()
+        container = guest.container(guest.spec("sleep 100", process={"terminal": True}))
+        container.create(StdioPlan(stderr=theirs.detach(), terminal=True))
+        return ours.recv(100)
+
+    assert in_guest(body) == bytes(4)
+
+
 def test_typing_into_a_terminal() -> None:
     """Input, echo, and the end-of-input character."""
     out = on_terminal("echo ready; cat; echo over", b"hello\n", b"\x04").out
