@@ -79,6 +79,11 @@ class Sandbox:
         self._first: Container | None = None
         self.oom = OomEvents(loop)
 
+    @property
+    def hotplug_seconds(self) -> float:
+        """How long a device that was plugged may take to appear."""
+        return self._config.hotplug_seconds
+
     # --- the sandbox itself ---------------------------------------------------------------------------------
 
     def create(self, request: agent_pb2.CreateSandboxRequest) -> None:
