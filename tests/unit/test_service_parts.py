@@ -1,4 +1,4 @@
-"""Parts of the agent's service without a process: the surface, ids, OOM events, devices, storages, modules."""
+"""Parts of the agent's service without a process: surface, ids, OOM events, devices, storages, modules."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_system_call_errors_become_steps(monkeypatch: pytest.MonkeyPatch) -> Non
 
     table = Service(cast(Sandbox, Broken()), is_init=False, on_destroyed=lambda: None).services()
     request, handler = table["grpc.AgentService"]["CreateSandbox"]
-    with pytest.raises(StepError, match="CreateSandbox: /run/x: (?i:no space left on device)"):
+    with pytest.raises(StepError, match=r"CreateSandbox: /run/x: (?i:no space left on device)"):
         handler(request(), Call("grpc.AgentService", "CreateSandbox", {}, None))
     assert "Traceback" in lines[0]
 
