@@ -10,7 +10,6 @@ import os
 import select
 import signal
 
-from shim import process
 from shim.cli import shimbinary, status
 from shim.errors import HakoError, NotFound, Timeout, Unavailable, WrongState
 
@@ -76,7 +75,7 @@ def end_pod(container: Container, pod: int) -> None:
 
 def clean_up(container: Container) -> None:
     """What is left of a pod whose process is gone, taken away as an engine would do it: `delete`."""
-    process.run(shimbinary.argv(container, "delete"), timeout=TEARDOWN)
+    shimbinary.delete(container)
 
 
 def connect(container: Container) -> Task:

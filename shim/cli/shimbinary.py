@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from shim.byhand.registry import Container
 
 START_TIMEOUT = 20.0
+DELETE_TIMEOUT = 30.0
 
 
 def argv(container: Container, action: str) -> list[str]:
@@ -38,6 +39,11 @@ def program() -> list[str]:
 def start(container: Container) -> str:
     """Start the pod's process; its address."""
     return process.run(argv(container, "start"), START_TIMEOUT, env=_environment()).decode().strip()
+
+
+def delete(container: Container) -> None:
+    """Take away what is left of a pod whose process is gone."""
+    process.run(argv(container, "delete"), DELETE_TIMEOUT, env=_environment())
 
 
 def _site() -> list[str]:

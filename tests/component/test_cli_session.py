@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
-import pty
-import select
 import signal
-import struct
 import subprocess
 import sys
-import termios
 import time
 from pathlib import Path
 
 import pytest
 
 from tests.framework.importgraph import REPOSITORY
+from tests.framework.screen import Screen
 
 PEER = [sys.executable, "-m", "tests.framework.session_peer"]
 
@@ -37,14 +33,6 @@ def _wait_for(condition: str, found: object) -> None:
     while not found():
         assert time.monotonic() < deadline, f"never: {condition}"
         time.sleep(0.01)
-
-
-def _read_until(fd: int, text: bytes) -> bytes:
-    data = b""
-    while text not in data:
-        assert select.select([fd], [], [], 10)[0], f"only {data!r}"
-        data += os.read(fd, 4096)
-    return data
 
 
 def test_output_and_status(tmp_path: Path) -> None:
@@ -134,58 +122,33 @@ def test_a_reader_that_goes_away_ends_the_session(tmp_path: Path) -> None:
     assert peer.wait(timeout=20) == 91
 
 
-class Screen:
-    """A terminal with the program on it, as a user has it."""
-
-    def __init__(self, directory: Path, *words: str) -> None:
-        self.fd, self.tty = pty.openpty()
-        self.resize(80, 24)
-        self.before = termios.tcgetattr(self.tty)
-        argv = ["setsid", "--ctty", *PEER, str(directory), "-i", "-t", *words]
-        self.peer: subprocess.Popen[bytes] = subprocess.Popen(
-            argv, cwd=REPOSITORY, stdin=self.tty, stdout=self.tty, stderr=self.tty
-        )
-
-    def resize(self, columns: int, rows: int) -> None:
-        """What a terminal emulator does when its window changes; the kernel sends SIGWINCH."""
-        fcntl.ioctl(self.fd, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
-
-    def type(self, text: bytes) -> None:
-        """Press keys."""
-        os.write(self.fd, text)
-
-    def ended(self) -> int:
-        """The program's status; the terminal is as it was before."""
-        status = self.peer.wait(timeout=20)
-        assert termios.tcgetattr(self.tty) == self.before
-        os.close(self.fd)
-        os.close(self.tty)
-        return status
+def _screen(directory: Path, *words: str) -> Screen:
+    return Screen([*PEER, str(directory), "-i", "-t", *words], REPOSITORY)
 
 
 def test_terminal_session(tmp_path: Path) -> None:
     """On a terminal, keys reach the command as typed, its output comes back, and the terminal is restored."""
-    screen = Screen(tmp_path, "sh", "-c", "echo ready; read line; echo got $line; exit 4")
-    _read_until(screen.fd, b"ready")
+    screen = _screen(tmp_path, "sh", "-c", "echo ready; read line; echo got $line; exit 4")
+    screen.wait_for(b"ready")
     screen.type(b"abc\r")
-    _read_until(screen.fd, b"got abc")
+    screen.wait_for(b"got abc")
     assert screen.ended() == 4
 
 
 def test_control_c_belongs_to_the_container(tmp_path: Path) -> None:
     """Ctrl-C interrupts the command through its own terminal; the client gets no signal."""
-    screen = Screen(tmp_path, "sh", "-c", "trap 'echo int; exit 5' INT; echo ready; cat")
-    _read_until(screen.fd, b"ready")
+    screen = _screen(tmp_path, "sh", "-c", "trap 'echo int; exit 5' INT; echo ready; cat")
+    screen.wait_for(b"ready")
     screen.type(b"\x03")
-    _read_until(screen.fd, b"int")
+    screen.wait_for(b"int")
     assert screen.ended() == 5
     assert not [call for call in _calls(tmp_path) if call.startswith("Kill")]
 
 
 def test_window_size_follows(tmp_path: Path) -> None:
     """The size is told before the start and after each change of the window."""
-    screen = Screen(tmp_path, "sh", "-c", "echo ready; read line")
-    _read_until(screen.fd, b"ready")
+    screen = _screen(tmp_path, "sh", "-c", "echo ready; read line")
+    screen.wait_for(b"ready")
     screen.resize(132, 43)
     _wait_for("the new size", lambda: "ResizePty 132x43" in _calls(tmp_path))
     assert _calls(tmp_path)[0] == "ResizePty 80x24"
@@ -195,21 +158,20 @@ def test_window_size_follows(tmp_path: Path) -> None:
 
 def test_detaching(tmp_path: Path) -> None:
     """ctrl-p ctrl-q leaves; what was typed before them still goes to the container."""
-    screen = Screen(tmp_path, "sh", "-c", "echo ready; read line; echo got $line; sleep 5")
-    _read_until(screen.fd, b"ready")
+    screen = _screen(tmp_path, "sh", "-c", "echo ready; read line; echo got $line; sleep 5")
+    screen.wait_for(b"ready")
     screen.type(b"x\r")
-    _read_until(screen.fd, b"got x")
+    screen.wait_for(b"got x")
     screen.type(b"\x10\x11")
     assert screen.ended() == 90
 
 
 def test_a_closed_terminal(tmp_path: Path) -> None:
     """When the window is closed, the command is told by SIGHUP and the client ends with it."""
-    screen = Screen(tmp_path, "sh", "-c", "trap 'exit 6' HUP; echo ready; while :; do sleep 0.05; done")
-    _read_until(screen.fd, b"ready")
-    os.close(screen.tty)
-    os.close(screen.fd)
-    assert screen.peer.wait(timeout=20) in (6, 91)
+    screen = _screen(tmp_path, "sh", "-c", "trap 'exit 6' HUP; echo ready; while :; do sleep 0.05; done")
+    screen.wait_for(b"ready")
+    screen.close_window()
+    assert screen.program.wait(timeout=20) in (6, 91)
     assert "Kill SIGHUP" in _calls(tmp_path)
 
 

@@ -1,0 +1,123 @@
+"""The `hako` command for tests: the real launchers, with state of their own and the guest that tests use.
+
+    with installation() as hako:
+        assert hako.run("run", "--rm", IMAGE, "true").returncode == 0
+        hako.assert_nothing_left()
+
+Owns: their environment, and what must not be left behind. Used by tests/vm/test_cli_*.py.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sysconfig
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from shim import paths
+from shim.install import launcher
+from tests.framework import images
+from tests.framework.containerd import ROOT, guest_config, short_directory
+
+Result = subprocess.CompletedProcess[str]
+
+
+class Hako:
+    """One user of hako, with a state directory of his own below `directory` (short: sockets are in it)."""
+
+    def __init__(self, directory: Path, settings: str = "") -> None:
+        self.directory = directory
+        self.state = directory / "s"
+        self.bin = directory / "bin"
+        launcher.write(str(self.bin), str(ROOT), sysconfig.get_path("platlib"))
+        self.environment = {**os.environ, **guest_config(directory), "HAKO_STATE_DIR": str(self.state)}
+        if settings:
+            with (directory / "hako.toml").open("a") as file:
+                file.write(settings)
+        self.image = images.make_busybox(directory / "image")
+
+    def argv(self, *words: str) -> list[str]:
+        """The command line of `hako`."""
+        return [str(self.bin / "hako"), *words]
+
+    def run(
+        self, *words: str, input: str | None = None, timeout: float = 90, check: bool = False, **env: str
+    ) -> Result:
+        """Run it to its end; with `check` a failure raises with what it said."""
+        done = subprocess.run(
+            self.argv(*words), input=input, stdin=None if input is not None else subprocess.DEVNULL,
+            capture_output=True, text=True, timeout=timeout, env=self.environment | env, check=False,
+        )  # fmt: skip
+        assert not check or done.returncode == 0, (
+            f"hako {words}: {done.returncode}\n{done.stdout}{done.stderr}"
+        )
+        return done
+
+    def popen(self, *words: str, **options: Any) -> subprocess.Popen[str]:
+        """Start it, with pipes."""
+        pipes: dict[str, Any] = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+        return subprocess.Popen(self.argv(*words), env=self.environment, text=True, **(pipes | options))
+
+    def detached(self, *words: str) -> str:
+        """`run -d` without a network; the container's id."""
+        return self.run("run", "-d", "--network", "none", *words, check=True).stdout.strip()
+
+    def state_of(self, name: str) -> dict[str, Any]:
+        """The container as `list --json` has it."""
+        found = json.loads(self.run("list", "-a", "--json", check=True).stdout)
+        return next(item for item in found if name in (item["name"], item["id"]))
+
+    def leftovers(self) -> list[str]:
+        """Files, mounts and processes of containers; empty if all is well."""
+        kinds = ("containers", "names", "netns", "pods/*", "s")
+        found = [f"file {path}" for kind in kinds for path in self.state.glob(f"{kind}/*")]
+        overlays = paths.cache_dir("oci") + "/containers/"
+        ours = {path.name for path in (self.state / "containers").glob("*")}
+        mounts = [line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()]
+        found += [f"mount {point}" for point in mounts if point.startswith(f"{self.directory}/")]
+        found += [f"mount {p}" for p in mounts if p.startswith(overlays) and p.split("/")[-2] in ours]
+        return found + [f"process {pid}: {command}" for pid, command in self.processes()]
+
+    def processes(self) -> list[tuple[int, str]]:
+        """Processes that have our state directory in their environment or command line."""
+        mark, found = str(self.directory).encode(), []
+        for entry in Path("/proc").iterdir():
+            if not entry.name.isdigit() or int(entry.name) == os.getpid():
+                continue
+            try:
+                command = (entry / "cmdline").read_bytes()
+                if mark in command or mark in (entry / "environ").read_bytes():
+                    found.append((int(entry.name), command.replace(b"\0", b" ").decode(errors="replace")))
+            except OSError:
+                continue
+        return found
+
+    def assert_nothing_left(self, timeout: float = 10) -> None:
+        """Fail with a list of what is left after `timeout` seconds."""
+        deadline = time.monotonic() + timeout
+        while (found := self.leftovers()) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        assert not found, "\n".join(found)
+
+    def remove_everything(self) -> None:
+        """Whatever a failed test has left."""
+        names = self.run("list", "-aq").stdout.split()
+        if names:
+            self.run("rm", "-f", *names)
+
+
+@contextmanager
+def installation(settings: str = "") -> Iterator[Hako]:
+    """A Hako in a directory of its own; at the end nothing may be left."""
+    with short_directory() as directory:
+        hako = Hako(directory, settings)
+        try:
+            yield hako
+        finally:
+            hako.remove_everything()
+        hako.assert_nothing_left()
