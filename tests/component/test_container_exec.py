@@ -81,9 +81,7 @@ def test_its_own_user_groups_and_umask() -> None:
 def test_its_own_capabilities_or_the_containers() -> None:
     """A list of its own is applied as it is; without one it has the container's."""
     own = {"bounding": ["CAP_CHOWN"], "permitted": ["CAP_CHOWN"], "effective": ["CAP_CHOWN"]}
-    assert status_of(run(["cat", "/proc/self/status"], capabilities=own).out)["CapEff"].strip() == "1".zfill(
-        16
-    )
+    assert status_of(run(["cat", "/proc/self/status"], capabilities=own).out)["CapEff"].strip() == "1".zfill(16)
     inherited = run(["cat", "/proc/self/status"], capabilities=None).out
     assert status_of(inherited)["CapEff"].strip() == "00000000a80425fb"
 
@@ -139,12 +137,10 @@ def test_many_in_a_row_leave_nothing() -> None:
     def body(guest: Guest) -> tuple[int, int, list[str]]:
         container = guest.started(["sleep", "100"])
         guest.exec(container, "true")
-        guest.loop.run_once(0.05)  # the host's ends are closed, now the agent closes its own
-        before = len(os.listdir("/proc/self/fd"))
+        before = guest.open_files()
         for _ in range(20):
             guest.exec(container, ["true"])
-        guest.loop.run_once(0.05)
-        return before, len(os.listdir("/proc/self/fd")), list(container.processes)
+        return before, guest.open_files(), list(container.processes)
 
     before, after, left = in_guest(body)
     assert (after, left) == (before, [])
@@ -183,12 +179,12 @@ def test_failures_in_the_words_of_runc(process: dict[str, Any], text: str) -> No
         (guest.rootfs() / "bin/garbage").write_bytes(b"\x01")
         (guest.rootfs() / "bin/garbage").chmod(0o755)
         container = guest.started(["sleep", "100"])
-        before = len(os.listdir("/proc/self/fd"))
+        before = guest.open_files()
         try:
             guest.exec(container, "true", process=process)
         except StepError as error:
             assert not container.processes
-            return str(error), len(os.listdir("/proc/self/fd")) - before, container.init.exit_status is None
+            return str(error), guest.open_files() - before, container.init.exit_status is None
         return "no failure", 0, False
 
     # The test's own three ends of the streams stay open until it is over.
@@ -255,9 +251,7 @@ def test_a_namespace_is_not_looked_up_again(tmp_path: Path) -> None:
     caps = {"bounding": admin, "permitted": admin, "effective": admin}
 
     def body(guest: Guest) -> tuple[bool, bool]:
-        container: Container = guest.started(
-            ["unshare", "-u", "-n", "-m", "sleep", "100"], process={"capabilities": caps}
-        )
+        container: Container = guest.started(["unshare", "-u", "-n", "-m", "sleep", "100"], process={"capabilities": caps})
         held = os.readlink(container.namespace_path("uts"))
         guest.until(lambda: os.readlink(f"/proc/{container.init.pid}/ns/uts") != held)
         process = container.exec("e", simple("sleep", "100"), StdioPlan())
@@ -273,9 +267,7 @@ def test_terminal_of_an_exec() -> None:
     def body(guest: Guest) -> Finished:
         container = guest.started(["sleep", "100"])
         streams = Streams(terminal=True, keep_stdin=True)
-        message = oci_pb2.Process(
-            Args=["sh", "-c", "tty; stty size"], Cwd="/", Env=["PATH=/bin"], Terminal=True
-        )
+        message = oci_pb2.Process(Args=["sh", "-c", "tty; stty size"], Cwd="/", Env=["PATH=/bin"], Terminal=True)
         message.ConsoleSize.Height, message.ConsoleSize.Width = 33, 99
         return streams.finish(guest, container.exec("e", message, streams.plan()))
 

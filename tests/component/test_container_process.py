@@ -217,16 +217,12 @@ def test_scheduling_and_personality() -> None:
 def test_working_directory() -> None:
     """As asked for, and made when it is missing."""
     assert run("pwd", process={"cwd": "/tmp"}).out == "/tmp\n"
-    assert run("pwd; ls -ld .", process={"cwd": "/new/deep/place"}).out.startswith(
-        "/new/deep/place\ndrwxr-xr-x"
-    )
+    assert run("pwd; ls -ld .", process={"cwd": "/new/deep/place"}).out.startswith("/new/deep/place\ndrwxr-xr-x")
 
 
 def test_working_directory_that_is_a_file() -> None:
     """create() fails and says where."""
-    assert 'chdir to cwd ("/etc/plain") failed: not a directory' in failure(
-        "pwd", process={"cwd": "/etc/plain"}
-    )
+    assert 'chdir to cwd ("/etc/plain") failed: not a directory' in failure("pwd", process={"cwd": "/etc/plain"})
 
 
 def test_only_the_three_streams_are_open() -> None:
@@ -350,14 +346,14 @@ def test_a_failed_create_leaves_nothing() -> None:
     def body(guest: Guest) -> tuple[int, int, list[str]]:
         guest.spec("true")
         guest.started("true").remove()
-        before = len(os.listdir("/proc/self/fd"))
+        before = guest.open_files()
         for _ in range(3):
             try:
                 guest.run(["missing"])
             except StepError:
                 pass
         pids = [name for name in os.listdir("/proc") if name.isdigit()]
-        return before, len(os.listdir("/proc/self/fd")), pids
+        return before, guest.open_files(), pids
 
     before, after, pids = in_guest(body)
     assert after == before

@@ -67,8 +67,7 @@ def test_root_inside_is_nobody_outside() -> None:
 def test_mounts_and_devices_work_inside() -> None:
     """procfs of its own pid namespace, working device nodes with the right owner, devpts, sysfs."""
     result = run(
-        "echo $$; echo x > /dev/null && head -c 2 /dev/zero | wc -c; stat -c %u:%g%t,%T /dev/null; "
-        "ls -d /sys/class /dev/pts/ptmx"
+        "echo $$; echo x > /dev/null && head -c 2 /dev/zero | wc -c; stat -c %u:%g%t,%T /dev/null; ls -d /sys/class /dev/pts/ptmx"
     )
     assert result.err == ""
     assert result.out.split() == ["1", "2", "0:01,3", "/dev/pts/ptmx", "/sys/class"]
@@ -77,10 +76,7 @@ def test_mounts_and_devices_work_inside() -> None:
 def test_capabilities_are_over_its_own_namespaces() -> None:
     """CAP_SYS_ADMIN mounts a tmpfs inside; CAP_MKNOD makes no device."""
     caps = {"bounding": ALL, "permitted": ALL, "effective": ALL}
-    script = (
-        "mount -t tmpfs x /mnt && touch /mnt/f && echo mounted; "
-        "mknod /tmp/null c 1 3; hostname other && hostname"
-    )
+    script = "mount -t tmpfs x /mnt && touch /mnt/f && echo mounted; mknod /tmp/null c 1 3; hostname other && hostname"
     result = run(script, process={"capabilities": caps})
     assert result.out.split() == ["mounted", "other"]
     assert "Operation not permitted" in result.err
@@ -97,9 +93,7 @@ def test_volumes_and_masks() -> None:
         (closed / "volume/file").write_text("content\n")
         mounts = [*default_mounts(), bind(closed / "volume", "/data", "ro")]
         script = "cat /data/file; touch /data/x; cat /proc/keys | wc -c; echo 1 > /proc/sys/kernel/msgmax"
-        return guest.run(
-            script, linux=linux(maskedPaths=["/proc/keys"], readonlyPaths=["/proc/sys"]), mounts=mounts
-        )
+        return guest.run(script, linux=linux(maskedPaths=["/proc/keys"], readonlyPaths=["/proc/sys"]), mounts=mounts)
 
     result = in_guest(body)
     assert result.out.split() == ["content", "0"]
@@ -156,10 +150,7 @@ def test_second_container_joins_the_first_ones_user_and_pid_namespaces() -> None
         own(guest.rootfs())
         first = guest.started(["sleep", "1000"], linux=linux())
         spaces = [{"type": kind} for kind in ("mount", "cgroup")]
-        spaces += [
-            {"type": kind, "path": first.namespace_path(kind)}
-            for kind in ("user", "pid", "ipc", "uts", "network")
-        ]
+        spaces += [{"type": kind, "path": first.namespace_path(kind)} for kind in ("user", "pid", "ipc", "uts", "network")]
         joined = dict(linux(), namespaces=spaces)
         return guest.run("cat /proc/1/cmdline; id -u; cat /proc/self/uid_map", linux=joined)
 
@@ -179,9 +170,7 @@ def test_exec_and_terminal() -> None:
         message = oci_pb2.Process(Args=["sh", "-c", "tty; id -u"], Cwd="/", Env=["PATH=/bin"], Terminal=True)
         on_terminal = streams.finish(guest, container.exec("t", message, streams.plan()))
         user = {"uid": 1000, "gid": 1000}
-        piped = guest.exec(
-            container, "id -u; cat /proc/self/uid_map; echo x > /dev/stdout", process={"user": user}
-        )
+        piped = guest.exec(container, "id -u; cat /proc/self/uid_map; echo x > /dev/stdout", process={"user": user})
         return on_terminal, piped
 
     on_terminal, piped = in_guest(body)
@@ -209,15 +198,13 @@ def test_remove_leaves_nothing() -> None:
     def body(guest: Guest) -> tuple[list[str], int]:
         own(guest.rootfs())
         guest.run("true", linux=linux())
-        before = len(os.listdir("/proc/self/fd"))
+        before = guest.open_files()
         for _ in range(3):
             guest.run("true", linux=linux())
         container = guest.container(guest.spec("true", linux=linux()))
         container.create(StdioPlan())
         container.remove()
-        return [name for name in os.listdir("/proc") if name.isdigit()], len(
-            os.listdir("/proc/self/fd")
-        ) - before
+        return [name for name in os.listdir("/proc") if name.isdigit()], guest.open_files() - before
 
     assert in_guest(body) == (["1"], 0)
 
@@ -228,8 +215,6 @@ def test_cgroup_is_delegated() -> None:
 
     def body(guest: Guest) -> Finished:
         own(guest.rootfs())
-        return guest.run(
-            "mkdir /sys/fs/cgroup/child && echo made", linux=linux(), mounts=[*default_mounts(), mount]
-        )
+        return guest.run("mkdir /sys/fs/cgroup/child && echo made", linux=linux(), mounts=[*default_mounts(), mount])
 
     assert in_guest(body, cgroups=True).out == "made\n"

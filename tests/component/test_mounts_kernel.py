@@ -176,12 +176,8 @@ def test_slave_volume_sees_later_mounts_and_gives_none() -> None:
             "options": ["rbind", "rslave"],
         }
         caps = {"bounding": ["CAP_SYS_ADMIN"], "permitted": ["CAP_SYS_ADMIN"], "effective": ["CAP_SYS_ADMIN"]}
-        script = (
-            "mount -t tmpfs none /data/mine; touch /data/mine/x; echo ready; read line; cat /data/late/file"
-        )
-        container = guest.container(
-            guest.spec(script, mounts=with_mounts(planned), process={"capabilities": caps})
-        )
+        script = "mount -t tmpfs none /data/mine; touch /data/mine/x; echo ready; read line; cat /data/late/file"
+        container = guest.container(guest.spec(script, mounts=with_mounts(planned), process={"capabilities": caps}))
         from tests.framework.box import Streams
 
         streams = Streams(keep_stdin=True)
@@ -207,7 +203,6 @@ def test_rshared_root_gives_mounts_to_the_agent() -> None:
         (source / "mine").mkdir(parents=True)
         syscalls.mount(str(source), str(source), None, syscalls.MS_BIND)
         syscalls.mount(None, str(source), None, syscalls.MS_SHARED)
-        before = Path("/proc/self/mountinfo").read_text().count("\n")
         planned = {
             "destination": "/data",
             "type": "bind",
@@ -223,12 +218,14 @@ def test_rshared_root_gives_mounts_to_the_agent() -> None:
         )
         guest.until((source / "mine/x").exists)
         container.remove()
-        lines = Path("/proc/self/mountinfo").read_text().splitlines()
-        return (source / "mine/x").exists(), [line.split()[4] for line in lines[before:]]
+        points = [line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()]
+        ours = [point.removeprefix(str(guest.directory)) for point in points if str(guest.directory) in point]
+        return (source / "mine/x").exists(), ours
 
-    seen, more = in_guest(body)
+    seen, points = in_guest(body)
     assert seen
-    assert [os.path.basename(path) for path in more] == ["mine"]  # and nothing of the container's own mounts
+    # The stand-in's own, the volume, and what the container mounted in it: nothing of the container's tree.
+    assert points == ["", "/source", "/source/mine"]
 
 
 def test_tmpfs_copy_up() -> None:
@@ -287,9 +284,7 @@ def test_cgroup_mount() -> None:
         "options": ["ro", "nosuid"],
     }
     script = ["cat", "/proc/self/mountinfo"]
-    found = mountinfo(in_guest(lambda guest: guest.run(script, mounts=with_mounts(mount))).out)[
-        "/sys/fs/cgroup"
-    ]
+    found = mountinfo(in_guest(lambda guest: guest.run(script, mounts=with_mounts(mount))).out)["/sys/fs/cgroup"]
     assert found[found.index("-") + 1] == "cgroup2"
     assert found[0].startswith("ro,nosuid")
 
@@ -363,11 +358,7 @@ def test_masked_paths() -> None:
 
 def test_read_only_paths() -> None:
     """/proc/sys cannot be written, and the rest of /proc can."""
-    result = in_guest(
-        lambda guest: guest.run(
-            "echo x > /proc/sys/kernel/hostname; echo 1 > /proc/self/oom_score_adj && echo ok"
-        )
-    )
+    result = in_guest(lambda guest: guest.run("echo x > /proc/sys/kernel/hostname; echo 1 > /proc/self/oom_score_adj && echo ok"))
     assert "Read-only file system" in result.err
     assert result.out == "ok\n"
 
@@ -431,13 +422,14 @@ def test_an_images_own_device_is_checked() -> None:
 def test_sysctls_hostname_and_domainname() -> None:
     """Written in the container's namespaces, though its own /proc/sys is read-only."""
     linux = {"sysctl": {"net.ipv4.ip_forward": "1", "kernel.shmmax": "123456", "kernel.msgmax": "4096"}}
-    script = (
-        "cat /proc/sys/net/ipv4/ip_forward /proc/sys/kernel/shmmax; hostname; cat /proc/sys/kernel/domainname"
-    )
+    script = "cat /proc/sys/net/ipv4/ip_forward /proc/sys/kernel/shmmax; hostname; cat /proc/sys/kernel/domainname"
 
     def body(guest: Guest) -> tuple[str, str]:
+        forward = Path("/proc/sys/net/ipv4/ip_forward")
+        forward.write_text("0")  # a new network namespace starts with the host's value
+        linux["sysctl"]["net.ipv4.ip_forward"] = "1"
         result = guest.run(script, linux=linux, hostname="inside", domainname="example")
-        return result.out, Path("/proc/sys/net/ipv4/ip_forward").read_text() + os.uname().nodename
+        return result.out, forward.read_text() + os.uname().nodename
 
     inside, outside = in_guest(body)
     assert inside.split() == ["1", "123456", "inside", "example"]

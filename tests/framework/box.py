@@ -125,6 +125,15 @@ class Guest:
         container.forget(exec_id)
         return result
 
+    def open_files(self) -> int:
+        """How many descriptors the agent has, once it has closed those whose other ends are closed."""
+        while True:
+            before = len(os.listdir("/proc/self/fd"))
+            self.loop.run_once(0.05)
+            self.loop.run_once(0)
+            if len(os.listdir("/proc/self/fd")) == before:
+                return before
+
     def until(self, condition: Callable[[], bool], seconds: float = 10) -> None:
         """Run the loop until `condition()` holds; AssertionError after `seconds`."""
         deadline = time.monotonic() + seconds
