@@ -19,6 +19,6 @@ for name in possible:
 loaded = [
     (name, module.__file__, hasattr(module, "__path__"))
     for name, module in sorted(sys.modules.items())
-    if name != "__main__" and getattr(module, "__file__", None) and module.__spec__.origin != "frozen"
+    if name != "__main__" and getattr(module, "__file__", None) and module.__spec__ and module.__spec__.origin != "frozen"
 ]
 print(repr({"version": sys.version_info[:2], "modules": loaded}))

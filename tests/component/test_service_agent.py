@@ -12,7 +12,8 @@ import pytest
 from agent.api import agent_pb2, csi_pb2, empty_pb2, oci_pb2
 from agent.ttrpc import status
 from agent.ttrpc.status import RpcError
-from tests.framework.agentproc import AgentProcess, alive, memory_of, until
+from tests.framework.agentcalls import alive, memory_of, until
+from tests.framework.agentproc import AgentProcess
 from tests.framework.box import bind
 from tests.framework.inguest import need_busybox, need_root
 
@@ -523,7 +524,8 @@ def test_memory_of_a_busy_agent(agent: AgentProcess) -> None:
         agent.do("SignalProcess", container_id=f"c{number}", exec_id="", signal=9)
         agent.wait(f"c{number}")
         agent.do("RemoveContainer", container_id=f"c{number}")
-        streams.close(), inner.close()
+        streams.close()
+        inner.close()
     until(lambda: len(list(descriptors.iterdir())) <= before)
     assert memory_of(agent.pid)["Rss"] < MAX_RSS_KIB
 
