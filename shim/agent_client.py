@@ -99,18 +99,14 @@ class AgentClient:
         """A call that may take for ever. Raises as `call`."""
         return self._call(method, request, response, None, SERVICE)
 
-    def _call(
-        self, method: str, request: Any, response: type[Reply], seconds: float | None, service: str
-    ) -> Reply:
+    def _call(self, method: str, request: Any, response: type[Reply], seconds: float | None, service: str) -> Reply:
         try:
             result: Reply = self._client.call(service, method, request, response, seconds)
         except (RpcError, ConnectionClosed, OSError) as exc:
             raise translated(exc, method) from exc
         return result
 
-    def wait_process(
-        self, container_id: str, exec_id: str, done: Callable[[int | None, errors.HakoError | None], None]
-    ) -> None:
+    def wait_process(self, container_id: str, exec_id: str, done: Callable[[int | None, errors.HakoError | None], None]) -> None:
         """Call `done(status, None)` when the process has ended, `done(None, error)` if that cannot be known.
 
         `status` is the exit code, 128 + n for a signal. In the client's thread: `done` must not block.

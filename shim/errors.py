@@ -100,9 +100,7 @@ class ConfigError(HakoError):
 
     code = INVALID_ARGUMENT
 
-    def __init__(
-        self, reason: str, *, file: str = "", line: int = 0, key: str = "", allowed: str = ""
-    ) -> None:
+    def __init__(self, reason: str, *, file: str = "", line: int = 0, key: str = "", allowed: str = "") -> None:
         where = f"{file}:{line}" if file and line else file
         super().__init__(
             f"{key}: {reason}" if key else reason,

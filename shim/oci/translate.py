@@ -89,9 +89,7 @@ def process(part: oci.Process) -> oci.Process:
 
 def resources(part: oci.Resources, vcpus: int) -> oci.Resources:
     """Limits without what names hardware of the host."""
-    return msgspec.structs.replace(
-        part, cpu=_cpu(part.cpu, vcpus), block_io=_block_io(part.block_io), network=None, rdma=None
-    )
+    return msgspec.structs.replace(part, cpu=_cpu(part.cpu, vcpus), block_io=_block_io(part.block_io), network=None, rdma=None)
 
 
 def _fill(message: Message, part: msgspec.Struct) -> None:

@@ -57,9 +57,7 @@ class HostFactory:
     def __init__(self, log: Callable[[str, str], None]) -> None:
         self._log = log
 
-    def plan(
-        self, config: Config, spec: Spec, bundle: str, sandbox_id: str, namespace: str
-    ) -> planning.SandboxPlan:
+    def plan(self, config: Config, spec: Spec, bundle: str, sandbox_id: str, namespace: str) -> planning.SandboxPlan:
         """The plan, with what only the host knows: its size, the pod's shm and resolv.conf."""
         plans = mounts.plan(spec, bundle)
         sources = {(spec.mounts or ())[plan.at].destination: plan for plan in plans if plan.source}
@@ -212,13 +210,9 @@ class Building:
 
     def _sandbox_request(self) -> agent_pb2.CreateSandboxRequest:
         plan = self._plan
-        share = agent_pb2.Storage(
-            driver="virtio-fs", source=TAG, fstype="virtiofs", options=["nodev"], mount_point=GUEST_ROOT
-        )
+        share = agent_pb2.Storage(driver="virtio-fs", source=TAG, fstype="virtiofs", options=["nodev"], mount_point=GUEST_ROOT)
         options = ["noexec", "nosuid", "nodev", "mode=1777", f"size={plan.shm_size}"]
-        shm = agent_pb2.Storage(
-            driver="ephemeral", source="shm", fstype="tmpfs", options=options, mount_point=SANDBOX_SHM
-        )
+        shm = agent_pb2.Storage(driver="ephemeral", source="shm", fstype="tmpfs", options=options, mount_point=SANDBOX_SHM)
         return agent_pb2.CreateSandboxRequest(
             hostname=plan.hostname, dns=plan.dns, storages=[share, shm], sandbox_id=plan.sandbox_id
         )
@@ -229,9 +223,7 @@ class Building:
     def _confinement(self, cgroup: Cgroup) -> Confinement:
         """Of the VMM and the vsock daemon: unprivileged, in the pod's cgroup and network namespace."""
         uid, gid = user_ids(self._config.runtime.user)
-        return Confinement(
-            cgroup_dirs=tuple(cgroup.dirs), netns=self._netns, uid=uid, gid=gid, groups=host.kvm_groups()
-        )
+        return Confinement(cgroup_dirs=tuple(cgroup.dirs), netns=self._netns, uid=uid, gid=gid, groups=host.kvm_groups())
 
     def _owned(self, name: str, child: Child) -> None:
         self._store.add_process(name, child.pid)

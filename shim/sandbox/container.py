@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from shim.share.tree import ShareTree
 
 EXEC_GRACE = 5.0  # seconds for the execs of a container whose init ended to report their own end
+OUTPUT_GRACE = 0.5  # seconds that an exit waits for the last output: clients close their ends when they hear of it
 OOM_QUERY = 2.0  # seconds for the guest to say whether a killed container ran out of memory
 
 
@@ -145,9 +146,7 @@ class Container:
                 stderr_port=ports.stderr,
             )
             try:
-                self._home.agent.do(
-                    "CreateContainer", request, self._home.config.runtime.create_container_timeout
-                )
+                self._home.agent.do("CreateContainer", request, self._home.config.runtime.create_container_timeout)
             except BaseException:
                 relay.close()
                 raise
@@ -163,10 +162,11 @@ class Container:
 
     def _share(self, plans: list[mounts.MountPlan]) -> translate.GuestPlaces:
         """Put root filesystem and volumes into the share; what the guest calls them."""
-        assert self.spec.root is not None
         share = self._home.share
         self._undo.callback(share.remove, self.id)
-        root = share.add_rootfs(self.id, self.host.rootfs_path, bool(self.spec.root.readonly))
+        # Writable even for a read-only root: the guest makes missing mount points in it before it remounts
+        # it.
+        root = share.add_rootfs(self.id, self.host.rootfs_path, readonly=False)
         sources = {
             plan.at: share.add_volume(self.id, plan.at, plan.source, plan.readonly, plan.propagation)
             for plan in plans
@@ -356,12 +356,15 @@ class Container:
         """Take the container away, in the guest if that still lives, and on the host. Raises WrongState."""
         with self._verbs:
             require(self.init.status, "delete", self.id)
-            never_started = self.init.status is Status.CREATED
-            self._remove_in_guest()
-            if never_started:
+            processes = (*self.execs.values(), self.init)
+            if self.init.status is Status.CREATED:
+                self._remove_in_guest()
                 self._ended(self.init, Exit.now(KILLED), tell=False)
-            for process in (*self.execs.values(), self.init):
+            # An engine may delete as soon as it knows of the exit: the last output is taken before the guest
+            # lets go of it.
+            for process in processes:
                 self._finish_streams(process)
+            self._remove_in_guest()
             self._undo.close()
             self.host.release(self._warn)
             self.init.status = Status.DELETED
@@ -424,6 +427,8 @@ class Container:
             self.host.end_stub()
             if self._ran_out_of_memory(exit):
                 self._tell_oom()
+        if process.relay is not None:
+            process.relay.drain(OUTPUT_GRACE)
         process.announced.wait(EXEC_GRACE)
         process.finish(exit)
         if tell:
@@ -435,8 +440,10 @@ class Container:
     def _end_execs(self) -> None:
         """Init has ended: what else ran in the container ends with it, and is told first."""
         running = [process for process in tuple(self.execs.values()) if process.status is Status.RUNNING]
-        if not running:
-            return
+        pid_namespace = self.spec.namespace("pid")
+        alone = pid_namespace is not None and not pid_namespace.path
+        if alone and not running:
+            return  # the kernel has ended everything in init's own pid namespace
         request = agent_pb2.SignalProcessRequest(container_id=self.id, exec_id="", signal=int(signal.SIGKILL))
         try:
             self._home.agent.do("SignalProcess", request, EXEC_GRACE)
@@ -510,9 +517,7 @@ class Container:
         if process.size is None or not process.names.terminal:
             return
         columns, rows = process.size
-        request = agent_pb2.TtyWinResizeRequest(
-            container_id=self.id, exec_id=process.id, row=rows, column=columns
-        )
+        request = agent_pb2.TtyWinResizeRequest(container_id=self.id, exec_id=process.id, row=rows, column=columns)
         try:
             self._home.agent.do("TtyWinResize", request)
         except errors.HakoError as exc:

@@ -56,9 +56,7 @@ def _existing(files: GuestFiles) -> GuestFiles:
 def _installed(names: tuple[str, ...]) -> str:
     """What `make install` put beside the programs."""
     directory = os.path.join(paths.install_root(), "guest")
-    return next(
-        (path for path in (os.path.join(directory, name) for name in names) if os.path.exists(path)), ""
-    )
+    return next((path for path in (os.path.join(directory, name) for name in names) if os.path.exists(path)), "")
 
 
 def _newest(kind: str, names: tuple[str, ...]) -> str:

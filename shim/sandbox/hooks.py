@@ -31,9 +31,7 @@ def run_all(kind: str, hooks: Sequence[Hook] | None, state: bytes) -> None:
             raise HookFailed(str(exc), step=f"{kind} hook", object=f"hooks.{kind}[{index}]") from exc
 
 
-def run_all_tolerantly(
-    kind: str, hooks: Sequence[Hook] | None, state: bytes, warn: Callable[[str], None]
-) -> None:
+def run_all_tolerantly(kind: str, hooks: Sequence[Hook] | None, state: bytes, warn: Callable[[str], None]) -> None:
     """Run the hooks of one kind in order; failures are only told (poststart, poststop: runtime-spec,
     lifecycle).
     """

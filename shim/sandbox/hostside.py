@@ -108,9 +108,7 @@ class HostSide:
         if linux is not None and linux.resources is not None:
             self.apply(linux.resources)
 
-    def _start_stub(
-        self, undo: ExitStack, cgroup_dirs: tuple[str, ...], netns: str, killed: Callable[[], None]
-    ) -> None:
+    def _start_stub(self, undo: ExitStack, cgroup_dirs: tuple[str, ...], netns: str, killed: Callable[[], None]) -> None:
         child = stub.spawn(cgroup_dirs, netns)
         self._stub = child
         undo.callback(self.end_stub)

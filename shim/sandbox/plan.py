@@ -128,9 +128,7 @@ def _own_size(spec: Spec) -> Size:
 def _crio_size(key: str, text: str) -> Size:
     try:
         given = json.loads(text)
-        memory, quota, period = (
-            int(given.get(name, 0)) for name in ("memory_limit_in_bytes", "cpu_quota", "cpu_period")
-        )
+        memory, quota, period = (int(given.get(name, 0)) for name in ("memory_limit_in_bytes", "cpu_quota", "cpu_period"))
     except (ValueError, TypeError, AttributeError):
         raise InvalidSpec(f"annotations[{key}]", "not the JSON of LinuxContainerResources") from None
     return Size(max(0, memory), quota, period)

@@ -65,9 +65,7 @@ class Machine(Protocol):
 class Factory(Protocol):
     """What makes a Machine and the cgroups around it; tests have their own."""
 
-    def plan(
-        self, config: Config, spec: Spec, bundle: str, sandbox_id: str, namespace: str
-    ) -> planning.SandboxPlan:
+    def plan(self, config: Config, spec: Spec, bundle: str, sandbox_id: str, namespace: str) -> planning.SandboxPlan:
         """The plan for the pod whose first container this is."""
 
     def build(self, config: Config, plan: planning.SandboxPlan, netns: str, store: Store) -> Machine:

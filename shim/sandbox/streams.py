@@ -47,9 +47,7 @@ class Guest(Protocol):
         """A stream to the agent and the port by which the agent knows it."""
 
 
-def connect(
-    guest: Guest, streams: Streams, container_id: str, exec_id: str
-) -> tuple[Relay | RpcRelay, Ports]:
+def connect(guest: Guest, streams: Streams, container_id: str, exec_id: str) -> tuple[Relay | RpcRelay, Ports]:
     """Channels to the guest for `streams`, which are closed if that fails. Raises HakoError, OSError."""
     if guest.streams_by_rpc:
         return RpcRelay(streams, Requests(guest.agent, container_id, exec_id)), Ports()
@@ -76,16 +74,12 @@ class Requests:
 
     def read(self, stream: str, size: int) -> bytes:
         """Output; waits for it."""
-        request = agent_pb2.ReadStreamRequest(
-            container_id=self._container_id, exec_id=self._exec_id, len=size
-        )
+        request = agent_pb2.ReadStreamRequest(container_id=self._container_id, exec_id=self._exec_id, len=size)
         return self._agent.long_call(READS[stream], request, agent_pb2.ReadStreamResponse).data
 
     def write(self, data: bytes) -> int:
         """Input; waits until it is taken."""
-        request = agent_pb2.WriteStreamRequest(
-            container_id=self._container_id, exec_id=self._exec_id, data=data
-        )
+        request = agent_pb2.WriteStreamRequest(container_id=self._container_id, exec_id=self._exec_id, data=data)
         return self._agent.long_call("WriteStdin", request, agent_pb2.WriteStreamResponse).len
 
     def close_stdin(self) -> None:

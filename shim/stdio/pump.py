@@ -15,7 +15,10 @@ descriptor for ever, whether it is asked for or not, and a stalled stream would 
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
+import termios
+import time
 from collections.abc import Callable
 from typing import Protocol
 
@@ -23,6 +26,8 @@ from agent.linux.loop import READABLE, WRITABLE, Loop
 
 CHUNK = 1 << 20  # what one splice may move: as much as the largest unprivileged pipe (fs.pipe-max-size) holds
 COPY_CHUNK = 1 << 16
+LINGER = 0.5  # seconds that a reader has for what is in its fifo at the end
+LINGER_STEP = 0.002
 HEADER = 4  # bytes of a frame's length, big-endian
 TURNS = 8  # chunks per wake-up, so that one busy stream does not starve the others
 # The other side is gone: its reader closed a pipe, its machine died. For the stream this is simply the end.
@@ -98,16 +103,38 @@ class Pump:
         if self.done:
             return
         self.done = True
-        self._wait_for(-1, 0)
-        os.close(self._source)
+        self._close_source()
         if isinstance(self._sink, int):
             os.close(self._sink)
         else:
             self._sink.close()
         if self._kept is not None:
             self._kept.close()
-        self._source = -1
         self._ended(self)
+
+    def _end(self) -> None:
+        """The source has ended. An output stays open until its reader has taken everything, but not for long.
+
+        There are clients that close their end as soon as they hear of the exit (ctr 1.6), and the exit is
+        told once the output is out: out of the fifo, then.
+        """
+        self._close_source()
+        if self._framed:
+            self._linger(time.monotonic() + LINGER)
+        else:
+            self.close()
+
+    def _linger(self, until: float) -> None:
+        if not self.done and _unread(self._sink) and time.monotonic() < until:
+            self._loop.call_later(LINGER_STEP, lambda: self._linger(until))
+        else:
+            self.close()
+
+    def _close_source(self) -> None:
+        self._wait_for(-1, 0)
+        source, self._source = self._source, -1
+        if source >= 0:
+            os.close(source)
 
     def _wait_for_source(self) -> None:
         self._wait_for(self._source, READABLE)
@@ -162,9 +189,10 @@ class Pump:
             return True
         self._left = int.from_bytes(self._header, "big") if part else 0
         self._header = b""
-        if not 0 < self._left <= CHUNK:
-            self.close()
-        return not self.done
+        if 0 < self._left <= CHUNK:
+            return True
+        self._end()
+        return False
 
     def _moved(self, count: int) -> None:
         if self._framed:
@@ -188,7 +216,7 @@ class Pump:
             return True
         self._moved(moved)
         if moved == 0:
-            self.close()
+            self._end()
         elif self._waiting != self._source:
             self._wait_for_source()
         return moved > 0
@@ -202,7 +230,7 @@ class Pump:
                 return False
             self._moved(len(self._pending))
             if not self._pending:
-                self.close()
+                self._end()
                 return False
             if self._kept is not None:
                 self._kept.write(self._pending)
@@ -230,3 +258,13 @@ class Pump:
         self._wait_for_source()
         os.close(self._sink)
         self._sink, self._kept, self._pending = self._kept, None, b""
+
+
+def _unread(sink: int | Sink) -> int:
+    """Bytes in a fifo that nobody has read yet; 0 for anything else."""
+    if not isinstance(sink, int):
+        return 0
+    try:
+        return int.from_bytes(fcntl.ioctl(sink, termios.FIONREAD, bytes(4)), "little")
+    except OSError:
+        return 0

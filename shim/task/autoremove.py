@@ -39,9 +39,7 @@ class Service(Protocol):
 class Listener:
     """Passes everything on, and ends the containers that nobody else ends. `log`: level and message."""
 
-    def __init__(
-        self, service: Service, shut_down: Callable[[], None], log: Callable[[str, str], None]
-    ) -> None:
+    def __init__(self, service: Service, shut_down: Callable[[], None], log: Callable[[str, str], None]) -> None:
         self._service = service
         self._shut_down = shut_down
         self._log = log

@@ -117,9 +117,7 @@ def _unlink(path: str) -> None:
         pass
 
 
-def _spawn(
-    listener: socket.socket, path: str, invocation: flags.Invocation, sandbox_id: str, bundle: str
-) -> None:
+def _spawn(listener: socket.socket, path: str, invocation: flags.Invocation, sandbox_id: str, bundle: str) -> None:
     """Fork the pod process: it inherits the single-threaded interpreter and nothing of our stdio."""
     from shim.task import options
 

@@ -55,9 +55,7 @@ def run(listener: socket, path: str, invocation: Invocation, sandbox_id: str, op
 class Daemon:
     """See the module."""
 
-    def __init__(
-        self, config: configuration.Config, log: Log, invocation: Invocation, sandbox_id: str
-    ) -> None:
+    def __init__(self, config: configuration.Config, log: Log, invocation: Invocation, sandbox_id: str) -> None:
         self._log = log
         self._loop = Loop(on_error=lambda exc: log("error", f"loop: {exc!r}"))
         address = os.environ.get("TTRPC_ADDRESS", "")

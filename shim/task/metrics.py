@@ -45,9 +45,7 @@ def _cpu(target: metrics_pb2.CPUStat, source: agent_pb2.CpuStats) -> None:
     target.throttled_usec = source.throttling_data.throttled_time // 1000
 
 
-def _memory(
-    target: metrics_pb2.MemoryStat, events: metrics_pb2.MemoryEvents, source: agent_pb2.MemoryStats
-) -> None:
+def _memory(target: metrics_pb2.MemoryStat, events: metrics_pb2.MemoryEvents, source: agent_pb2.MemoryStats) -> None:
     target.SetInParent()
     events.SetInParent()
     known = target.DESCRIPTOR.fields_by_name

@@ -42,9 +42,7 @@ EMPTY = empty_pb2.Empty()
 class TaskService:
     """One pod's tasks. `shut_down` is called when the engine wants the process to end and no task is left."""
 
-    def __init__(
-        self, publisher: Publisher, log: Callable[[str, str], None], shut_down: Callable[[], None]
-    ) -> None:
+    def __init__(self, publisher: Publisher, log: Callable[[str, str], None], shut_down: Callable[[], None]) -> None:
         self._publisher = publisher
         self._log = log
         self._shut_down = shut_down
@@ -97,9 +95,7 @@ class TaskService:
         spec = oci.load(request.bundle)
         oci.check_runnable(spec)
         pid = self.sandbox.create(Request(request.id, request.bundle, spec, names, mounts))
-        event = events_pb2.TaskCreate(
-            container_id=request.id, bundle=request.bundle, rootfs=request.rootfs, pid=pid
-        )
+        event = events_pb2.TaskCreate(container_id=request.id, bundle=request.bundle, rootfs=request.rootfs, pid=pid)
         event.io.stdin, event.io.stdout, event.io.stderr, event.io.terminal = names
         self._publisher.publish(event)
         return task_pb2.CreateTaskResponse(pid=pid)
@@ -263,9 +259,7 @@ class TaskService:
 
     def exited(self, container: Container, process: GuestProcess, exit: Exit) -> None:
         """A process has ended."""
-        event = events_pb2.TaskExit(
-            container_id=container.id, id=process.id, pid=process.pid, exit_status=exit.status
-        )
+        event = events_pb2.TaskExit(container_id=container.id, id=process.id, pid=process.pid, exit_status=exit.status)
         _stamp(event.exited_at, exit.at)
         self._publisher.publish(event)
 

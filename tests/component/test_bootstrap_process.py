@@ -114,9 +114,7 @@ def test_start_prints_a_plain_address_of_a_process_that_serves(shim: Shim) -> No
     path = address.removeprefix("unix://")
     assert address.startswith("unix:///") and len(path) < 107
     assert stat.S_IMODE(os.stat(path).st_mode) == 0o600
-    pid = call(
-        connect(address), "Connect", task_pb2.ConnectRequest(id="c1"), task_pb2.ConnectResponse
-    ).shim_pid
+    pid = call(connect(address), "Connect", task_pb2.ConnectRequest(id="c1"), task_pb2.ConnectResponse).shim_pid
     targets = [os.readlink(f"/proc/{pid}/fd/{fd}") for fd in (0, 1, 2)]
     assert targets == ["/dev/null"] * 3
     assert os.getsid(pid) == pid and os.readlink(f"/proc/{pid}/cwd") == "/"
@@ -175,17 +173,13 @@ def test_a_dead_socket_is_replaced(shim: Shim) -> None:
     bundle = write_bundle(shim.directory / "b", ["true"])
     address = shim.start("c1", bundle)
     path = address.removeprefix("unix://")
-    pid = call(
-        connect(address), "Connect", task_pb2.ConnectRequest(id="c1"), task_pb2.ConnectResponse
-    ).shim_pid
+    pid = call(connect(address), "Connect", task_pb2.ConnectRequest(id="c1"), task_pb2.ConnectResponse).shim_pid
     os.kill(pid, 9)
     while os.path.exists(f"/proc/{pid}/fd/0"):
         time.sleep(0.01)
     assert os.path.exists(path)
     assert shim.start("c1", bundle) == address
-    assert (
-        call(connect(address), "Connect", task_pb2.ConnectRequest(), task_pb2.ConnectResponse).shim_pid != pid
-    )
+    assert call(connect(address), "Connect", task_pb2.ConnectRequest(), task_pb2.ConnectResponse).shim_pid != pid
 
 
 def test_sigterm_ends_the_process(shim: Shim) -> None:

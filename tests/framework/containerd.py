@@ -182,9 +182,7 @@ class Containerd:
         """ctr's command line."""
         return [binary("ctr"), "--address", self.address, *arguments]
 
-    def ctr(
-        self, *arguments: str, timeout: float = 60, check: bool = True, input: bytes | None = None
-    ) -> Result:
+    def ctr(self, *arguments: str, timeout: float = 60, check: bool = True, input: bytes | None = None) -> Result:
         """Run ctr; with `check`, a failure raises with its stderr and containerd's log."""
         argv = self.argv(*arguments)
         result = subprocess.run(
@@ -233,8 +231,8 @@ class Containerd:
 
     def leftovers(self) -> list[str]:
         """What the deleted pods left: processes, mounts, files, cgroups; empty if all is well."""
-        found = [f"file {path}" for path in self.state_dir.rglob("*") if not path.is_dir()]
-        found += [f"directory {path}" for path in (self.state_dir / "pods").glob("*/*")]
+        found = [f"directory {path}" for path in (self.state_dir / "pods").glob("*/*")]
+        found += [f"socket {path}" for path in (self.state_dir / "s").glob("*")]
         mounts = Path("/proc/self/mountinfo").read_text().splitlines()
         ours = (f" {self.directory}/state/io.containerd.run", f" {self.state_dir}/")
         found += [f"mount {line.split()[4]}" for line in mounts if any(mark in line for mark in ours)]

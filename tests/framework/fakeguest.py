@@ -359,9 +359,7 @@ class FakeFactory:
         self.fail: Exception | None = None
         self.streams_by_rpc = False
 
-    def plan(
-        self, config: Config, spec: Spec, bundle: str, sandbox_id: str, namespace: str
-    ) -> planning.SandboxPlan:
+    def plan(self, config: Config, spec: Spec, bundle: str, sandbox_id: str, namespace: str) -> planning.SandboxPlan:
         """The real planning on a small host."""
         host = planning.HostLimits(4, 4096)
         return planning.plan(spec, sandbox_id, namespace, config.hypervisor, host)

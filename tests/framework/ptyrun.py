@@ -25,9 +25,7 @@ def run_in_terminal(
     """Everything that the program shows; `typed` is typed once `after` has appeared."""
     master, slave = pty.openpty()
     fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
-    process = subprocess.Popen(
-        argv, stdin=slave, stdout=slave, stderr=slave, env=environment, start_new_session=True
-    )
+    process = subprocess.Popen(argv, stdin=slave, stdout=slave, stderr=slave, env=environment, start_new_session=True)
     os.close(slave)
     try:
         return _converse(master, typed, after, time.monotonic() + timeout)

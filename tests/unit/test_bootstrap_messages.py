@@ -37,9 +37,7 @@ def test_go_style_flags() -> None:
     assert (found.id, found.bundle, found.debug, found.action) == ("a", "/b", True, "delete")
 
 
-@pytest.mark.parametrize(
-    ("words", "debug"), [(["-debug=false"], False), (["-debug=true"], True), ([], False)]
-)
+@pytest.mark.parametrize(("words", "debug"), [(["-debug=false"], False), (["-debug=true"], True), ([], False)])
 def test_switches_take_a_value_after_equals(words: list[str], debug: bool) -> None:
     """As in Go: -debug=false."""
     assert flags.parse([*words, "start"]).debug is debug

@@ -65,9 +65,7 @@ def test_the_sample_itself_means_the_defaults() -> None:
         ("[share]\nextra_args = [1]\n", 2, "share.extra_args[0]", "tuple"),
     ],
 )
-def test_a_bad_value_is_refused_with_its_place(
-    tmp_path: Path, text: str, line: int, key: str, allowed: str
-) -> None:
+def test_a_bad_value_is_refused_with_its_place(tmp_path: Path, text: str, line: int, key: str, allowed: str) -> None:
     """File, line, key and what would be allowed are in the error."""
     path = write(tmp_path, text)
     error = refused(path)

@@ -40,9 +40,7 @@ def test_an_enabled_key_is_changed() -> None:
 def test_what_is_not_enabled_is_refused() -> None:
     """With what would be."""
     with pytest.raises(ConfigError, match=r"not enabled.*default_vcpus"):
-        overrides.apply(
-            allowing("hypervisor.default_vcpus"), {"io.hako.config.hypervisor.default_memory": "1"}
-        )
+        overrides.apply(allowing("hypervisor.default_vcpus"), {"io.hako.config.hypervisor.default_memory": "1"})
 
 
 @pytest.mark.parametrize(
@@ -70,6 +68,4 @@ def test_paths_and_arguments_can_never_be_enabled(name: str) -> None:
 def test_a_bad_value_is_refused_like_in_the_file() -> None:
     """The key and what is allowed are in the error."""
     with pytest.raises(ConfigError, match=r"hypervisor\.machine_type.*'q35', 'microvm'"):
-        overrides.apply(
-            allowing("hypervisor.machine_type"), {"io.hako.config.hypervisor.machine_type": "pc; rm -rf"}
-        )
+        overrides.apply(allowing("hypervisor.machine_type"), {"io.hako.config.hypervisor.machine_type": "pc; rm -rf"})

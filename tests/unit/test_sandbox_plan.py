@@ -75,9 +75,7 @@ def test_a_crio_pod_has_the_size_of_its_json(key: str) -> None:
 
 def test_configured_limits_hold() -> None:
     """max_vcpus and max_memory cut what a pod may ask for."""
-    plan = made(
-        resources={"memory": {"limit": 1 << 33}, "cpu": {"quota": 800_000}}, max_vcpus=2, max_memory=1024
-    )
+    plan = made(resources={"memory": {"limit": 1 << 33}, "cpu": {"quota": 800_000}}, max_vcpus=2, max_memory=1024)
     assert (plan.vcpus, plan.memory_mib) == (2, 1024)
 
 

@@ -19,9 +19,7 @@ def test_state_is_on_disk_after_every_change(tmp_path: Path) -> None:
     made.add_process("qemu", os.getpid())
     state = store.read(str(tmp_path / "p"))
     assert state is not None and state["paths"] == ["/x"] and state["sandbox_id"] == "p"
-    assert state["processes"] == [
-        {"name": "qemu", "pid": os.getpid(), "start_time": store.start_time(os.getpid())}
-    ]
+    assert state["processes"] == [{"name": "qemu", "pid": os.getpid(), "start_time": store.start_time(os.getpid())}]
     made.remove()
     assert not (tmp_path / "p").exists()
 

@@ -90,9 +90,7 @@ def test_the_death_of_the_pod_process_leaves_nothing(engine: Containerd) -> None
 
 def test_a_foreground_client_hears_of_the_death(engine: Containerd) -> None:
     """`ctr run` in the foreground returns when the VM is killed, with what was written before."""
-    running = engine.popen(
-        "run", "--rm", "--runtime", HAKO, REFERENCE, "fg", "sh", "-c", "echo before; sleep 1000"
-    )
+    running = engine.popen("run", "--rm", "--runtime", HAKO, REFERENCE, "fg", "sh", "-c", "echo before; sleep 1000")
     assert running.stdout is not None
     assert running.stdout.readline() == b"before\n"
     os.kill(processes_of(engine, "fg")["vmm"], signal.SIGKILL)
@@ -150,9 +148,7 @@ def test_a_pod_of_several_containers(engine: Containerd) -> None:
         detached(engine, "member", flags=flags("container"))
         assert processes_of(engine, "pod")["vmm"] == vmm
         kernels = {
-            engine.ctr(
-                "task", "exec", "--exec-id", f"u{name}", name, "cat", "/proc/sys/kernel/random/boot_id"
-            ).stdout
+            engine.ctr("task", "exec", "--exec-id", f"u{name}", name, "cat", "/proc/sys/kernel/random/boot_id").stdout
             for name in ("pod", "member")
         }
         assert len(kernels) == 1
@@ -172,9 +168,7 @@ def test_a_boot_that_fails_says_why(engine: Containerd, tmp_path: Path) -> None:
     """A kernel that is none: the user reads which step failed and why, and nothing is left."""
     config = tmp_path / "bad.toml"
     (tmp_path / "vmlinux").write_bytes(b"not a kernel")
-    config.write_text(
-        f'[hypervisor]\naccelerator = "tcg"\n[guest]\nkernel = "{tmp_path}/vmlinux"\nimage = "/dev/null"\n'
-    )
+    config.write_text(f'[hypervisor]\naccelerator = "tcg"\n[guest]\nkernel = "{tmp_path}/vmlinux"\nimage = "/dev/null"\n')
     words = ("run", "--rm", "--runtime", HAKO, "--runtime-config-path", str(config), REFERENCE, "bad", "true")
     result = engine.ctr(*words, check=False)
     assert result.returncode == 1

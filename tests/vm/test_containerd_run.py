@@ -58,9 +58,7 @@ class Runner:
         name = f"t{Runner.numbers}"
         return name, ("run", "--runtime", self.runtime, *flags, REFERENCE, name, *command)
 
-    def run(
-        self, *command: str, flags: tuple[str, ...] = (), check: bool = True, input: bytes | None = None
-    ) -> Result:
+    def run(self, *command: str, flags: tuple[str, ...] = (), check: bool = True, input: bytes | None = None) -> Result:
         """In the foreground, removed afterwards."""
         _name, words = self.arguments(*command, flags=("--rm", *flags))
         return self.engine.ctr(*words, check=check, input=input)
@@ -143,9 +141,7 @@ def test_a_terminal(ctr: Runner) -> None:
     """-t: stdin and stdout are a terminal of the caller's size; what is typed arrives; ^D ends."""
     _name, words = ctr.arguments("sh", "-c", "sleep 1; test -t 0 && test -t 1 && stty size; cat", flags=("--rm", "-t"))
     argv = ctr.engine.argv(*words)
-    output = run_in_terminal(
-        argv, ctr.engine.environment, rows=33, columns=101, typed=b"typed\n\x04", after=b"101"
-    )
+    output = run_in_terminal(argv, ctr.engine.environment, rows=33, columns=101, typed=b"typed\n\x04", after=b"101")
     text = output.decode().replace("\r\n", "\n")
     assert "33 101" in text and text.count("typed") == 2
 
@@ -174,7 +170,7 @@ def test_metrics(engine: Containerd) -> None:
     name = ctr.detached("sh", "-c", "while :; do sleep 0.1; done")
     text = engine.ctr("task", "metrics", name).stdout.decode()
     values = dict(re.findall(r"^(\S+)\s+(\d+)\s*$", text, re.M))
-    assert int(values["memory.current"]) > 0 and int(values["pids.current"]) >= 1
+    assert int(values["memory.usage"]) > 0 and int(values["pids.current"]) >= 1
     ctr.remove(name)
 
 
@@ -201,9 +197,7 @@ def test_exec(ctr: Runner) -> None:
     assert ctr.exec(name, "cat", input=data).stdout == data
     missing = ctr.exec(name, "/no/such", check=False)
     assert missing.returncode == 1 and missing.stderr
-    words = [
-        ("task", "exec", "--exec-id", f"p{n}", name, "sh", "-c", f"sleep 0.2; echo {n}") for n in range(4)
-    ]
+    words = [("task", "exec", "--exec-id", f"p{n}", name, "sh", "-c", f"sleep 0.2; echo {n}") for n in range(4)]
     running = [ctr.engine.popen(*each, stdin=subprocess.DEVNULL) for each in words]
     assert [each.communicate(timeout=30)[0] for each in running] == [b"%d\n" % n for n in range(4)]
     assert ctr.engine.tasks()[name] == "RUNNING"
@@ -214,9 +208,7 @@ def test_exec_with_a_terminal(ctr: Runner) -> None:
     """A terminal of the caller's size."""
     name = ctr.detached("sleep", "1000")
     argv = ctr.engine.argv("task", "exec", "--exec-id", "tt", "-t", name, "sh", "-c", "sleep 1; stty size; cat")
-    output = run_in_terminal(
-        argv, ctr.engine.environment, rows=20, columns=77, typed=b"abc\n\x04", after=b"77"
-    )
+    output = run_in_terminal(argv, ctr.engine.environment, rows=20, columns=77, typed=b"abc\n\x04", after=b"77")
     assert b"20 77" in output and output.count(b"abc") == 2
     ctr.remove(name)
 
