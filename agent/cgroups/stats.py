@@ -57,6 +57,8 @@ def _memory(stats: agent_pb2.MemoryStats, directory: str) -> None:
     stats.swap_usage.max_usage = _number(directory, "memory.swap.peak")
     stats.swap_usage.limit = _number(directory, "memory.swap.max")
     stats.kernel_usage.usage = values.get("kernel", 0)
+    for key, value in events.items():
+        stats.events[key] = value
     for prefix, table in (
         ("", values),
         ("events.", events),
