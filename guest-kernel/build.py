@@ -44,6 +44,7 @@ def distribution() -> dict[str, str]:
 def floor() -> dict[str, str]:
     """The trivial image; nothing is chosen to boot."""
     disk = image.ensure_erofs(image.floor_tree())
+    os.utime(disk, (0, 0))  # the newest image is what boots, and that must never be this one
     return {"kind": "floor", "kernel": str(kernel.ensure() / "vmlinux"), "image": str(disk), "initrd": ""}
 
 
