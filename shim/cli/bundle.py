@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from shim.image.imageconfig import ImageConfig
 
 CONFIG = "config.json"
+LOG = "log"  # what the pod's process has to say; containerd has a fifo of this name in its bundles
 DEFAULT_STOP_SIGNAL = 15
 
 
@@ -43,6 +44,7 @@ class Network(NamedTuple):
 def write(container: Container, wishes: Wishes, root: Root, network: Network) -> None:
     """Write everything. Raises InvalidSpec, UserError, HakoError for what the options or the image ask."""
     hostname = wishes.hostname or container.id
+    _file(container, LOG, "")
     files = {
         "/etc/hostname": _file(container, "hostname", f"{hostname}\n"),
         "/etc/hosts": _file(container, "hosts", hosts(hostname, network.address)),

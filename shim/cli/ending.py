@@ -11,7 +11,7 @@ import select
 import signal
 
 from shim.cli import shimbinary, status
-from shim.errors import HakoError, NotFound, Timeout, Unavailable, WrongState
+from shim.errors import NotFound, Timeout, Unavailable, WrongState
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -42,8 +42,10 @@ def stop(container: Container, number: int, patience: float) -> None:
     try:
         pod = task.pod()
         try:
-            _end(task, number, patience)
-            await_end(pod, container)
+            if _end(task, number, patience):
+                await_end(pod, container)
+            else:  # the guest hangs: its VM goes
+                end_pod(container, pod)
         finally:
             os.close(pod)
     finally:
@@ -86,17 +88,18 @@ def connect(container: Container) -> Task:
         raise _not_running(container) from None
 
 
-def _end(task: Task, number: int, patience: float) -> None:
+def _end(task: Task, number: int, patience: float) -> bool:
+    """Whether the container has ended."""
     for signum, seconds in ((number, patience), (signal.SIGKILL, KILL_PATIENCE)):
         try:
             task.kill(signum)
             task.wait(seconds)
-            return
+            return True
         except Timeout:
             continue
         except (NotFound, Unavailable):  # it has just ended, or all of its pod has
-            return
-    raise HakoError("it does not end after SIGKILL", object=task.id)
+            return True
+    return False
 
 
 def _ended(pod: int, timeout: float) -> bool:
