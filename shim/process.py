@@ -121,7 +121,7 @@ class Child:
 
     def __init__(self, pid: int, argv: Sequence[str], stderr: Tail | None) -> None:
         self.pid: Final = pid
-        self.pidfd: Final = os.pidfd_open(pid)
+        self.pidfd = os.pidfd_open(pid)
         self.argv: Final = tuple(argv)
         self._stderr = stderr
         self._status: int | None = None
@@ -129,7 +129,10 @@ class Child:
         self._on_exit: list[Callable[[], None]] | None = None
 
     def __del__(self) -> None:
-        pidfd = getattr(self, "pidfd", -1)
+        self._close_pidfd()
+
+    def _close_pidfd(self) -> None:
+        pidfd, self.pidfd = getattr(self, "pidfd", -1), -1
         if pidfd >= 0:
             os.close(pidfd)
 
@@ -155,6 +158,8 @@ class Child:
 
     def signal(self, number: int) -> None:
         """Send a signal; nothing happens if the child has ended."""
+        if self._status is not None:
+            return
         try:
             signal.pidfd_send_signal(self.pidfd, number)
         except ProcessLookupError:
@@ -199,8 +204,12 @@ class Child:
         return CommandFailed(self.argv, describe_status(status), self.stderr_tail(), status)
 
     def close(self) -> None:
-        """Stop watching an ended child; `stderr_tail` and `poll` still answer."""
+        """Stop watching an ended child and release its descriptors; `stderr_tail` and `poll` still answer."""
         watcher().remove(self.pidfd)
+        with self._lock:
+            self._on_exit = None
+            if self.poll() is not None:
+                self._close_pidfd()
         if self._stderr is not None:
             self._stderr.close()
 

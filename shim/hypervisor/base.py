@@ -116,10 +116,10 @@ class Vm(Protocol):
         """The last 16 KiB that the guest wrote to its console."""
 
     def pause(self) -> None:
-        """Stop all vCPUs."""
+        """Stop the whole VMM; who talks to the guest waits."""
 
     def resume(self) -> None:
-        """Let them run again."""
+        """Let it run again."""
 
     def plug_nic(self, nic: Nic) -> str:
         """Add a network card; its id for `unplug`. Raises HakoError when no port is free."""

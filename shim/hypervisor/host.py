@@ -24,9 +24,7 @@ from shim.hypervisor.base import VmSpec
 from shim.process import Confinement
 
 KVM: Final = "/dev/kvm"
-PROBE_DEADLINE: Final = (
-    3.0  # seconds; with KVM the kernel is at its hello in less than one, nested in less than two
-)
+PROBE_DEADLINE: Final = 3.0  # seconds; with KVM the kernel is at its hello in less than one, nested in less than two
 PROBE_MEMORY_MIB: Final = 128
 
 

@@ -91,9 +91,7 @@ class KernelTransport:
         try:
             self._fd = os.open(device, os.O_RDWR | os.O_CLOEXEC)
         except OSError as exc:
-            raise Unavailable(
-                exc.strerror or str(exc), step="vsock", object=device, hint="modprobe vhost_vsock"
-            ) from exc
+            raise Unavailable(exc.strerror or str(exc), step="vsock", object=device, hint="modprobe vhost_vsock") from exc
         try:
             self._cid = claim_cid(lambda cid: _set_guest_cid(self._fd, cid))
         except BaseException:

@@ -11,6 +11,7 @@ pidfd.
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import threading
 from collections.abc import Callable
@@ -119,6 +120,8 @@ class QemuVm:
         status = self._child.wait(0.0)
         if status is None:
             reason = f"no sign of the agent on the console after {timeout:g} s"
+        elif status == 0:  # -no-reboot: QEMU takes a panic's reboot as a wish to end
+            reason = "the guest ended before its agent was up"
         else:
             reason = f"QEMU {process.describe_status(status)}"
         stderr = self._child.stderr_tail()
@@ -160,12 +163,21 @@ class QemuVm:
         return early + self._console.text()
 
     def pause(self) -> None:
-        """See base.Vm."""
-        self._qmp.execute("stop")
+        """See base.Vm. Raises Unavailable if QEMU has ended.
+
+        By a signal, not by QMP's `stop`: that stops the vhost devices too, and vhost-device-vsock breaks
+        for good when something comes from the host's side meanwhile.
+        """
+        self._signal(signal.SIGSTOP)
 
     def resume(self) -> None:
         """See base.Vm."""
-        self._qmp.execute("cont")
+        self._signal(signal.SIGCONT)
+
+    def _signal(self, number: int) -> None:
+        if self.exited():
+            raise Unavailable("QEMU has ended", step="pause or resume")
+        self._child.signal(number)
 
     def plug_nic(self, nic: Nic) -> str:
         """See base.Vm."""
@@ -277,6 +289,7 @@ class QemuVm:
 
     def _quit(self, timeout: float) -> None:
         left = deadline(timeout)
+        self._child.signal(signal.SIGCONT)
         try:
             self._qmp.execute("quit", timeout=min(left(), QUIT_DEADLINE))
         except (Unavailable, Timeout, QmpError):
@@ -289,9 +302,7 @@ def diagnose(spec: VmSpec, options: argv.Options, timeout: float) -> str:
 
     A kernel that dies before its console driver is up has said nothing at all on hvc0.
     """
-    alone = spec._replace(
-        serial=True, share=None, vsock=None, nics=(), disks=(), name=f"{spec.name}-diagnosis"
-    )
+    alone = spec._replace(serial=True, share=None, vsock=None, nics=(), disks=(), name=f"{spec.name}-diagnosis")
     try:
         vm = QemuVm(alone, options)
     except HakoError:

@@ -48,9 +48,7 @@ class Qmp:
         self._answers: dict[int, dict[str, Any]] = {}
         watcher().add(sock.fileno(), self._receive)
 
-    def execute(
-        self, command: str, *, timeout: float = DEADLINE, fds: Sequence[int] = (), **arguments: Any
-    ) -> Any:
+    def execute(self, command: str, *, timeout: float = DEADLINE, fds: Sequence[int] = (), **arguments: Any) -> Any:
         """Execute a command and return its answer; `fds` go along (getfd). Underscores in names become
         dashes.
 

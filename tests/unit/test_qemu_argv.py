@@ -1,0 +1,108 @@
+"""QEMU's command line: whole lines as golden files, and what must hold for each of them."""
+
+from __future__ import annotations
+
+import pytest
+
+from shim.hypervisor.base import Disk, Nic, Share, VmSpec, Vsock
+from shim.hypervisor.qemu import argv
+from shim.hypervisor.qemu.argv import Fds, Options
+from tests.framework import golden
+
+MINIMAL = VmSpec(
+    "hako-s1", "00000000-0000-4000-8000-000000000001", "/lib/hako/vmlinux", "/lib/hako/image.erofs"
+)
+FULL = MINIMAL._replace(
+    vcpus=2,
+    max_vcpus=4,
+    memory_mib=384,
+    max_memory_mib=4096,
+    share=Share(20, "kataShared"),
+    vsock=Vsock(21),
+    nics=(Nic(22, "02:00:00:00:00:01"), Nic(23, "02:00:00:00:00:02", 9000, vhost_fd=24)),
+    disks=(Disk("/dev/loop7", read_only=False, id="data"),),
+    cmdline_extra="agent.log=debug",
+)
+CASES = {
+    "minimal": (MINIMAL, Fds(10, 11, disks=(12,)), Options(ports=0)),
+    "full": (FULL, Fds(10, 11, disks=(12, 13)), Options()),
+    "kvm": (
+        MINIMAL._replace(accelerator="kvm", vsock=Vsock(21, 77)),
+        Fds(10, 11, disks=(12,)),
+        Options(ports=1),
+    ),
+    "initrd-serial": (
+        MINIMAL._replace(image=None, kernel="/boot/vmlinuz", initrd="/lib/hako/initrd", serial=True),
+        Fds(10, 11, 14),
+        Options(ports=0, seccomp=False, cpu_model="Haswell", tb_size=0),
+    ),
+    "microvm": (
+        FULL._replace(max_memory_mib=0, disks=()),
+        Fds(10, 11, disks=(12,)),
+        Options(machine="microvm"),
+    ),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_command_line(case: str) -> None:
+    """The whole command line is what was reviewed."""
+    golden.check(f"qemu/{case}.txt", golden.command_lines(argv.command(*CASES[case])))
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_nothing_but_kernel_files_is_opened_by_path(case: str) -> None:
+    """QEMU runs as a user who may open nothing: all else is a descriptor."""
+    spec, fds, options = CASES[case]
+    words = argv.command(spec, fds, options)[1:]
+    paths = [
+        word for word in words if "=/" in word.replace("filename=/dev/fdset/", "") or word.startswith("/")
+    ]
+    allowed = {spec.kernel, spec.initrd, words[words.index("-append") + 1]}
+    assert [word for word in paths if word not in allowed] == []
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_guest_image_is_read_only_at_the_backend(case: str) -> None:
+    """The image cannot be written however the guest asks (CVE-2020-2025)."""
+    words = argv.command(*CASES[case])
+    for word in words:
+        if "node-name=disk-root" in word:
+            assert "read-only=on,file." in word
+            assert "file.read-only=on" in word
+    assert not any("readonly=off" in word or "snapshot" in word for word in words)
+
+
+def test_seccomp_denies_all_that_qemu_can_do_without() -> None:
+    """No new privileges, no programs, no priorities, no obsolete calls."""
+    words = argv.command(*CASES["full"])
+    assert words[words.index("-sandbox") + 1] == (
+        "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
+    )
+
+
+def test_devices_have_distinct_places() -> None:
+    """Two devices in one slot would be refused by QEMU only at launch."""
+    words = argv.command(*CASES["full"])
+    places = [part for word in words for part in word.split(",") if part.startswith("addr=")]
+    assert len(places) == len(set(places))
+    assert len(places) == 9 + 8  # devices and ports
+
+
+def test_panic_ends_the_vm() -> None:
+    """A guest that panics reboots, and -no-reboot makes that QEMU's end, which is noticed at once."""
+    for spec, fds, options in CASES.values():
+        words = argv.command(spec, fds, options)
+        assert "-no-reboot" in words
+        assert " panic=-1 " in words[words.index("-append") + 1]
+
+
+def test_users_kernel_parameters_come_last() -> None:
+    """The kernel takes the last of contradicting words, so the configured ones win."""
+    assert argv.kernel_command_line(FULL).endswith(" agent.log=debug")
+
+
+def test_serial_port_only_when_asked() -> None:
+    """Each character on a serial port costs an exit: no fast boot has one."""
+    assert "ttyS0" not in " ".join(argv.command(*CASES["full"]))
+    assert "quiet" not in argv.kernel_command_line(CASES["initrd-serial"][0])
