@@ -33,14 +33,16 @@ class Namespace:
             ["/usr/bin/unshare", *flags, "--", "/bin/sh", "-c", "echo; exec cat"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
+            cwd=ROOT,
         )
         assert self._holder.stdout is not None
         self._holder.stdout.readline()  # it is in its namespaces now
         self.pid = self._holder.pid
         self.path = f"/proc/{self.pid}/ns/net"
         self._enter = ["/usr/bin/nsenter", f"--net={self.path}"]
-        if mounts:
-            self._enter.append(f"--mount=/proc/{self.pid}/ns/mnt")
+        if mounts:  # root and directory too: entering a mount namespace leads out of a chroot
+            proc = f"/proc/{self.pid}"
+            self._enter += [f"--mount={proc}/ns/mnt", f"--root={proc}/root", f"--wd={proc}/cwd"]
         self.run("ip", "link", "set", "lo", "up")
 
     def run(
