@@ -59,6 +59,7 @@ class QemuVm:
         self._options = options
         self._changed = threading.Condition()
         self._ready = False
+        self._stopping = threading.Lock()
         self._stopped = False
         self._free_ports = list(range(options.ports))
         self._plugged: dict[str, int] = {}
@@ -274,18 +275,18 @@ class QemuVm:
 
     def stop(self, timeout: float = 2.0) -> None:
         """See base.Vm."""
-        with self._changed:
-            stopped, self._stopped = self._stopped, True
-        if stopped:
-            return
-        if timeout > 0 and not self.exited():
-            self._quit(timeout)
-        self._child.terminate(0)
-        self._child.close()
-        self._qmp.close()
-        self._console.close()
-        if self._serial is not None:
-            self._serial.close()
+        with self._stopping:
+            if self._stopped:
+                return
+            if timeout > 0 and not self.exited():
+                self._quit(timeout)
+            self._child.terminate(0)
+            self._stopped = True
+            self._child.close()
+            self._qmp.close()
+            self._console.close()
+            if self._serial is not None:
+                self._serial.close()
 
     def _quit(self, timeout: float) -> None:
         left = deadline(timeout)
