@@ -26,7 +26,7 @@ from shim.agent_client import AGENT_PORT, AgentClient
 from shim.cgroups import Cgroup
 from shim.errors import HakoError
 from shim.hypervisor import host
-from shim.hypervisor.base import Share, VmSpec
+from shim.hypervisor.base import Nic, Share, VmSpec, Vsock
 from shim.hypervisor.qemu.driver import Qemu
 from shim.hypervisor.vsock import Transport, open_transport
 from shim.network import netns as host_network
@@ -37,6 +37,7 @@ from shim.sandbox import plan as planning
 from shim.sandbox.machine import Network, RunningMachine
 from shim.share import virtiofsd
 from shim.share.tree import GUEST_ROOT, TAG, ShareTree
+from shim.trace import Marks
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -114,18 +115,58 @@ class Building:
 
         What takes long by itself (links, daemons, boot) is begun before it is waited for.
         """
-        config, plan = self._config, self._plan
+        config, marks = self._config, Marks()
         files = guestfiles.find(config.guest)
         cgroup = self._make_cgroup()
         confine = self._confinement(cgroup)
-        probed = host.GuestFiles(files.kernel, files.image or None, files.initrd or None)
-        accelerator = host.probe_accelerator(config.hypervisor, probed, confine)
+        marks.mark("cgroup")
+        accelerator = self._accelerator(files, confine)
+        marks.mark("accelerator")
         attaching = self._begin_network()
         share = self._make_share()
-        fs = self._start_virtiofsd(share, cgroup)
-        vsock = self._start_vsock(confine)
-        network = self._end_network(attaching)
-        spec = VmSpec(
+        with ExitStack() as ours:  # our copies of what is handed to the VMM
+            fs = self._start_virtiofsd(share, cgroup)
+            ours.callback(os.close, fs.vm_fd)
+            marks.mark("virtiofsd")
+            vsock = self._start_vsock(confine)
+            ours.callback(vsock.launched)
+            marks.mark("vsock")
+            network = self._end_network(attaching)
+            marks.mark("network")
+            devices = (Share(fs.vm_fd, TAG, config.share.queue_size), vsock.device(), network.nics())
+            vm = self._launch(self._spec(files, accelerator, confine, *devices))
+            marks.mark("launch")
+        vm.wait_ready(config.guest.boot_timeout)
+        marks.mark("boot")
+        agent = self._connect(vsock)
+        machine = RunningMachine(vm, agent, share, vsock, network, self._plan, config.agent.stdio, self._log)
+        machine.watch(fs.child, "virtiofsd")
+        network.configure(agent)
+        marks.mark("connect")
+        agent.do("CreateSandbox", self._sandbox_request())
+        machine.learn_features()
+        marks.mark("sandbox")
+        self._log("info", f"sandbox {self._plan.sandbox_id} is up after {marks.line()}")
+        return machine
+
+    def _accelerator(self, files: guestfiles.GuestFiles, confine: Confinement) -> str:
+        probed = host.GuestFiles(files.kernel, files.image or None, files.initrd or None)
+        found = host.probe_accelerator(self._config.hypervisor, probed, confine)
+        if not found.cached:
+            self._log("info", f"accelerator {found.name}: {found.reason}")
+        return found.name
+
+    def _spec(
+        self,
+        files: guestfiles.GuestFiles,
+        accelerator: str,
+        confine: Confinement,
+        share: Share,
+        vsock: Vsock,
+        nics: tuple[Nic, ...],
+    ) -> VmSpec:
+        plan = self._plan
+        return VmSpec(
             name=f"hako-{plan.sandbox_id}",
             uuid=str(uuid.uuid4()),
             kernel=files.kernel,
@@ -136,23 +177,12 @@ class Building:
             memory_mib=plan.memory_mib,
             max_vcpus=plan.max_vcpus,
             max_memory_mib=plan.max_memory_mib,
-            share=Share(fs.vm_fd, TAG, config.share.queue_size),
-            vsock=vsock.device(),
-            nics=network.nics(),
+            share=share,
+            vsock=vsock,
+            nics=nics,
             confine=confine,
-            accelerator=accelerator.name,
+            accelerator=accelerator,
         )
-        vm = self._launch(spec)
-        os.close(fs.vm_fd)
-        vsock.launched()
-        vm.wait_ready(config.guest.boot_timeout)
-        agent = self._connect(vsock)
-        machine = RunningMachine(vm, agent, share, vsock, network, plan, config.agent.stdio, self._log)
-        machine.watch(fs.child, "virtiofsd")
-        network.configure(agent)
-        agent.do("CreateSandbox", self._sandbox_request())
-        machine.learn_features()
-        return machine
 
     def _make_cgroup(self) -> Cgroup:
         cgroup = Cgroup.for_sandbox(self._plan.cgroups_path, self._plan.sandbox_id)

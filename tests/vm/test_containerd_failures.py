@@ -72,8 +72,7 @@ def test_the_end_of_any_part_is_the_end_of_the_container(engine: Containerd, vic
 
 
 def test_the_death_of_the_pod_process_leaves_nothing(engine: Containerd) -> None:
-    """SIGKILL of the shim: containerd notices, runs `delete`, and QEMU, mounts, cgroups and files are gone.
-    """
+    """SIGKILL of the shim: containerd notices, runs `delete`, and QEMU, mounts, cgroups and files are gone."""
     name = "dead"
     detached(engine, name)
     processes = processes_of(engine, name)
@@ -167,8 +166,11 @@ def test_a_pod_of_several_containers(engine: Containerd) -> None:
 def test_a_boot_that_fails_says_why(engine: Containerd, tmp_path: Path) -> None:
     """A kernel that is none: the user reads which step failed and why, and nothing is left."""
     config = tmp_path / "bad.toml"
+    tmp_path.chmod(0o755)
     (tmp_path / "vmlinux").write_bytes(b"not a kernel")
-    config.write_text(f'[hypervisor]\naccelerator = "tcg"\n[guest]\nkernel = "{tmp_path}/vmlinux"\nimage = "/dev/null"\n')
+    (tmp_path / "image").write_bytes(bytes(1 << 20))
+    guest = f'kernel = "{tmp_path}/vmlinux"\nimage = "{tmp_path}/image"\n'
+    config.write_text(f'[hypervisor]\naccelerator = "tcg"\n[guest]\nboot_timeout = 10\n{guest}')
     words = ("run", "--rm", "--runtime", HAKO, "--runtime-config-path", str(config), REFERENCE, "bad", "true")
     result = engine.ctr(*words, check=False)
     assert result.returncode == 1
