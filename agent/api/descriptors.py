@@ -8,6 +8,7 @@ all messages.
 
 from __future__ import annotations
 
+import _collections_abc
 import sys
 
 TYPE_CHECKING = False
@@ -18,27 +19,48 @@ _WELL_KNOWN_TYPES = "google.protobuf.internal.well_known_types"
 
 
 def _import_upb() -> tuple[Any, Any]:
-    """upb and the Message base class.
+    """upb and the Message base class, kept from importing what it does not need.
 
-    When the first class is made, upb imports well_known_types (datetime, calendar, threading, typing) for the
-    mixins of Timestamp and its like (upb, python/message.c: PyUpb_GetWktBases) and keeps what it found. We
-    hand it an empty table and take the stand-in away again, so that whoever needs the real module can still
-    import it.
+    Loading, upb imports collections, to register its containers and for one namedtuple. When the first class is made,
+    it imports well_known_types (datetime, calendar, threading, typing) for the mixins of Timestamp and its like
+    (python/message.c: PyUpb_GetWktBases), and keeps what it found. It gets stand-ins, which are taken away again, so
+    that whoever needs the real modules can still import them.
     """
-    from google._upb import _message
-    from google.protobuf import message
-
-    loaded = sys.modules.get(_WELL_KNOWN_TYPES)
-    if loaded is None:
-        stand_in = type(sys)(_WELL_KNOWN_TYPES)
-        stand_in.WKTBASES = {}  # type: ignore[attr-defined]
-        sys.modules[_WELL_KNOWN_TYPES] = stand_in
+    stand_ins = {
+        "collections": _module("collections", namedtuple=_namedtuple),
+        "collections.abc": _collections_abc,  # it is this module (collections/__init__.py)
+        _WELL_KNOWN_TYPES: _module(_WELL_KNOWN_TYPES, WKTBASES={}),
+    }
+    stand_ins = {name: module for name, module in stand_ins.items() if name not in sys.modules}
+    sys.modules.update(stand_ins)
     try:
+        from google._upb import _message
+        from google.protobuf import message
+
         _make_first_class(_message, message.Message)
     finally:
-        if loaded is None:
-            del sys.modules[_WELL_KNOWN_TYPES]
+        for name in stand_ins:
+            del sys.modules[name]
     return _message, message.Message
+
+
+def _module(name: str, **contents: object) -> Any:
+    module = type(sys)(name)
+    vars(module).update(contents)
+    return module
+
+
+def _namedtuple(name: str, fields: list[str]) -> Any:
+    """What upb's UnknownField needs of collections.namedtuple."""
+
+    def new(cls: type[tuple[Any, ...]], *values: object) -> Any:
+        return tuple.__new__(cls, values)
+
+    def getter(index: int) -> property:
+        return property(lambda values: values[index])
+
+    getters = {field: getter(index) for index, field in enumerate(fields)}
+    return type(name, (tuple,), {"__slots__": (), "__new__": new, **getters})
 
 
 def _make_first_class(upb: Any, base: Any) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -117,3 +119,17 @@ def test_bytes_come_from_base64() -> None:
     message = any_pb2.Any()
     jsonmap.fill(message, {"typeUrl": "u", "value": "AAE="})
     assert message.value == b"\x00\x01"
+
+
+def test_filling_loads_no_descriptor_module() -> None:
+    """fill() stays as light as the messages: nothing of protobuf's generated-code machinery comes in."""
+    code = """
+import sys
+sys.path[:0] = sys.argv[1:]
+from agent.api import jsonmap, oci_pb2
+jsonmap.fill(oci_pb2.Spec(), {"process": {"args": ["x"]}, "annotations": {"a": "b"}})
+print(sorted({"typing", "re", "google.protobuf.descriptor", "google.protobuf.descriptor_pb2"} & set(sys.modules)))
+"""
+    site = str(Path(__import__("google.protobuf").__path__[0]).parent)
+    argv = ["/usr/bin/python3", "-IS", "-c", code, str(Path(__file__).resolve().parents[2]), site]
+    assert subprocess.run(argv, capture_output=True, text=True, check=True).stdout == "[]\n"

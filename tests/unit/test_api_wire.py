@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -273,7 +272,7 @@ def test_light_form_imports_no_heavy_module() -> None:
 import sys
 sys.path[:0] = sys.argv[1:]
 from agent.api import agent_pb2, health_pb2, any_pb2, timestamp_pb2
-heavy = {"typing", "datetime", "threading", "re", "google.protobuf.descriptor_pool",
+heavy = {"collections", "typing", "datetime", "threading", "re", "google.protobuf.descriptor_pool",
          "google.protobuf.descriptor", "google.protobuf.internal.well_known_types"}
 print(sorted(heavy & set(sys.modules)))
 """
@@ -282,14 +281,23 @@ print(sorted(heavy & set(sys.modules)))
     assert subprocess.run(argv, capture_output=True, text=True, check=True).stdout == "[]\n"
 
 
-def test_well_known_types_can_still_be_imported() -> None:
-    """Our stand-in for well_known_types is gone after loading: protobuf's own modules work beside ours."""
+def test_the_real_modules_can_still_be_imported() -> None:
+    """Our stand-ins are gone after loading: collections and protobuf's own modules work beside ours."""
     code = """
-from agent.api import timestamp_pb2
+import sys
+sys.path[:0] = sys.argv[1:]
+from agent.api import agent_pb2, timestamp_pb2
+from google._upb._message import UnknownFieldSet
+[unknown] = UnknownFieldSet(agent_pb2.OOMEvent.FromString(b"\\xba\\x3e\\x01x"))
+assert (unknown.field_number, unknown.data) == (999, b"x")
+import collections.abc
+collections.OrderedDict, collections.abc.Mapping
 from google.protobuf.internal import well_known_types
 from google.protobuf import timestamp_pb2 as theirs
 theirs.Timestamp(seconds=1)
 print(well_known_types.Any)
 """
-    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    site = str(Path(__import__("google.protobuf").__path__[0]).parent)
+    argv = ["/usr/bin/python3", "-IS", "-c", code, str(ROOT), site]
+    run = subprocess.run(argv, capture_output=True, text=True, check=True)
     assert "well_known_types.Any" in run.stdout
