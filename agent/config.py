@@ -1,6 +1,6 @@
 """What the agent is told when it starts: the kernel's command line in a guest, arguments as a plain process.
 
-Owns the names of both. Knows nothing of what they change. Called by __main__.
+Owns the names of both. Knows nothing of what they change. Called by agent.start.
 """
 
 from __future__ import annotations

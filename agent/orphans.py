@@ -1,6 +1,6 @@
 """Reaping of re-parented processes, a duty of PID 1.
 
-Owns the agent's SIGCHLD. Called by __main__ when the agent is PID 1. Children that somebody awaits are never
+Owns the agent's SIGCHLD. Called by agent.start when the agent is PID 1. Children that somebody awaits are never
 taken away from him: agent.process.process.reap_orphans knows them.
 """
 

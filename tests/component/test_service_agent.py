@@ -374,8 +374,7 @@ def test_destroy_removes_everything_and_ends_the_agent(tmp_path: Path) -> None:
         agent.start("c1", "sleep 600 & exec sleep 601")
         agent.exec("c1", "e1", "sleep 602", agent.streams())
         request = agent_pb2.StatsContainerRequest(container_id="c1")
-        pids = agent.call("StatsContainer", request, agent_pb2.StatsContainerResponse).pids
-        assert len(pids) == 3
+        until(lambda: len(agent.call("StatsContainer", request, agent_pb2.StatsContainerResponse).pids) == 3)
         children = Path(f"/proc/{agent.pid}/task/{agent.pid}/children").read_text().split()
         assert children
         agent.do("DestroySandbox")

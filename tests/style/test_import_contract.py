@@ -37,6 +37,7 @@ SHIM_DATA = "shim.task.api"
 
 AGENT_LINES: list[tuple[str, set[str]]] = [
     ("apart", {"__main__"}),
+    ("apart", {"start"}),
     ("apart", {"service"}),
     ("apart", {"sandbox"}),
     ("apart", {"container"}),

@@ -71,6 +71,6 @@ def test_exec_loads_nothing_heavy() -> None:
 
 def test_the_agent_is_on_a_diet() -> None:
     """The whole agent loads without the modules that make Python slow to start."""
-    loaded = loaded_by("import agent.__main__")
+    loaded = loaded_by("import agent.start")
     assert "agent.service" in loaded
     assert loaded & NOT_IN_THE_GUEST == set()

@@ -1,0 +1,110 @@
+"""The agent's life: as PID 1 of a guest, or as a plain process on a unix socket (for tests).
+
+Owns the order of things. As PID 1 the machine's set-up comes first (agent.init), the hello line last, and the
+agent's end switches the machine off. Called by __main__ with the garbage collector off.
+"""
+
+from __future__ import annotations
+
+import _socket
+import gc
+import os
+import sys
+
+from agent import config, init, log, orphans
+from agent.container import container
+from agent.linux import procfs, vsock
+from agent.linux.loop import Loop
+from agent.sandbox import Sandbox
+from agent.service import Service
+from agent.streams import Streams
+from agent.ttrpc.server import Server
+
+HELLO = "hako-agent: ready\n"
+CONSOLE = "/dev/console"
+LAST_ANSWER_SECONDS = 1.0
+"""After DestroySandbox: what its answer may take to reach the host."""
+
+
+class Agent:
+    """Everything that runs, put together."""
+
+    def __init__(self, chosen: config.Config, *, is_init: bool) -> None:
+        self.loop = Loop(on_error=lambda exc: log.exception("callback", exc))
+        rpc, stdio = _listeners(chosen)
+        self.streams = Streams(self.loop, stdio)
+        self.sandbox = Sandbox(self.loop, chosen, self.streams)
+        service = Service(self.sandbox, is_init=is_init, on_destroyed=self.end)
+        self.server = Server(self.loop, service.services(), on_error=_report)
+        family = rpc.family
+        self.server.listen(rpc, admit=lambda address: vsock.is_host(family, address))
+        if os.getpid() == 1:
+            orphans.begin(self.loop)
+        container.prepare()
+
+    def end(self) -> None:
+        """Stop once the answer that is being made was sent and its receiver has had time to take it."""
+        self.loop.call_later(LAST_ANSWER_SECONDS, self.loop.stop)
+        self.loop.call_soon(self._stop_when_left)
+
+    def _stop_when_left(self) -> None:
+        """The host hangs up when it has the answer."""
+        if self.server.connections:
+            self.loop.call_later(0.01, self._stop_when_left)
+        else:
+            self.loop.stop()
+
+
+def run(arguments: list[str]) -> int:
+    """Exit status; does not return as PID 1 of a guest. `arguments` without the program's name."""
+    try:
+        chosen = config.from_arguments(arguments)
+    except config.ConfigError as error:
+        print(f"hako-agent: {error}", file=sys.stderr)
+        return 2
+    if chosen.unix_path:
+        serve(chosen, is_init=False)
+        return 0
+    try:
+        init.setup()
+        config.apply_kernel_parameters(chosen, procfs.kernel_parameters())
+        serve(chosen, is_init=True)
+    except BaseException as exc:  # noqa: BLE001 - the kernel would panic without saying why
+        log.exception("cannot go on", exc)
+    init.poweroff()
+    return 1
+
+
+def serve(chosen: config.Config, *, is_init: bool) -> None:
+    """Listen, say hello, and serve until the sandbox is destroyed."""
+    log.set_level(chosen.log)
+    agent = Agent(chosen, is_init=is_init)
+    # What is there now stays: collections need not look at it, and forks need not copy its pages.
+    gc.freeze()
+    gc.enable()
+    _say_hello(CONSOLE if is_init else "")
+    agent.loop.run()
+
+
+def _listeners(chosen: config.Config) -> tuple[_socket.socket, _socket.socket]:
+    if not chosen.unix_path:
+        return vsock.listen(chosen.port), vsock.listen(chosen.stdio_port)
+    return _listen_unix(chosen.unix_path), _listen_unix(chosen.unix_path + ".stdio")
+
+
+def _listen_unix(path: str) -> _socket.socket:
+    sock = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
+    sock.bind(path)
+    sock.listen(vsock.BACKLOG)
+    return sock
+
+
+def _say_hello(console: str) -> None:
+    fd = os.open(console, os.O_WRONLY | os.O_NOCTTY | os.O_CLOEXEC) if console else 1
+    os.write(fd, HELLO.encode())
+    if console:
+        os.close(fd)
+
+
+def _report(exc: Exception, where: str) -> None:
+    log.exception(where, exc)
