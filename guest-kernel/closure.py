@@ -87,6 +87,18 @@ def find_python(agent: Path, site: Path, interpreter: Path = INTERPRETER) -> Pyt
     return Python(interpreter.resolve(), version, (*modules, landmark))
 
 
+def before_init(name: str) -> bool:
+    """Whether the interpreter itself reads the module, before any code of ours can provide it."""
+    return name == LANDMARK or name.partition(".")[0] == "encodings"
+
+
+def namespace_packages(names: Iterable[str]) -> list[str]:
+    """Packages without a file of their own (`google`), which the interpreter would look for in every directory."""
+    known = set(names)
+    parents = {name[:at] for name in known for at, letter in enumerate(name) if letter == "."}
+    return sorted(parents - known)
+
+
 def compile_all(python: Python, names: Sequence[tuple[Module, str]]) -> dict[str, bytes]:
     """Byte code of source modules, by name; each comes with the path that tracebacks shall show."""
     with tempfile.TemporaryDirectory(prefix="hako-pyc-") as scratch:

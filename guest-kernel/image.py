@@ -13,10 +13,12 @@ Results are cached under <cache>/image/<key>/.
 from __future__ import annotations
 
 import argparse
+import marshal
 import shutil
 import sys
 import sysconfig
 import tempfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import artifacts
@@ -32,6 +34,7 @@ SIZE_LIMIT = 30 << 20
 # Fixed, so that two builds are equal; nothing mounts by it.
 UUID = "68616b6f-0000-4000-8000-000000000001"
 LIBRARIES = "usr/lib/x86_64-linux-gnu"
+PYC_HEADER = 16
 LOADER = "ld-linux-x86-64.so.2"
 # Directories that exist only to be mounted on. /run, /tmp and what is below them are the agent's tmpfs.
 MOUNT_POINTS = {"dev": 0o755, "proc": 0o555, "sys": 0o555, "run": 0o755, "tmp": 0o1777, "root": 0o700, "mnt": 0o755,
@@ -77,8 +80,11 @@ def add_modules(tree: Tree, python: closure.Python, agent: Path, site: Path) -> 
     """Adds byte code (without sources), extension modules and the shared libraries that these need."""
     places = {module.name: place(module, python, agent, site) for module in python.modules}
     sources = [(module, f"/{places[module.name]}.py") for module in python.modules if not module.extension]
-    for name, code in closure.compile_all(python, sources).items():
-        tree.file(f"{places[name]}.pyc", code)
+    compiled = closure.compile_all(python, sources)
+    tree.file("usr/lib/hako/modules", archive(python.modules, sources, compiled))
+    for name, code in compiled.items():
+        if closure.before_init(name):
+            tree.file(f"{places[name]}.pyc", code)
     extensions = closure.extensions(python)
     for module in python.modules:
         if module.extension:
@@ -86,6 +92,17 @@ def add_modules(tree: Tree, python: closure.Python, agent: Path, site: Path) -> 
             tree.file(places[module.name] + suffix, extensions.contents[module.name], 0o755)
     for name, path in extensions.libraries.items():
         tree.copy(f"usr/lib64/{name}" if name == LOADER else f"{LIBRARIES}/{name}", path, 0o755)
+
+
+def archive(modules: Sequence[closure.Module], sources: Sequence[tuple[closure.Module, str]],
+            compiled: Mapping[str, bytes]) -> bytes:
+    """The file that guest_init.py's Archive reads: the modules that are not needed before it, with their packages."""
+    entries = {module.name: (module.package, shown, compiled[module.name][PYC_HEADER:])
+               for module, shown in sources if not closure.before_init(module.name)}  # fmt: skip
+    for name in closure.namespace_packages(module.name for module in modules):
+        entries[name] = (True, f"/usr/lib/hako/site/{name.replace('.', '/')}/__init__.py", b"")
+    # Version 2 of the format has no back references, whose presence would depend on reference counts.
+    return marshal.dumps(dict(sorted(entries.items())), 2)
 
 
 def place(module: closure.Module, python: closure.Python, agent: Path, site: Path) -> str:
