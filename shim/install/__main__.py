@@ -46,7 +46,7 @@ def _do(arguments: argparse.Namespace) -> int:
 
 
 def _install(place: prefix.Target) -> None:
-    prefix.install(place, checkout.ROOT, checkout.guest_files())
+    prefix.install(place, checkout.ROOT, checkout.installed_files())
     print(f"hako is in {place.home}; the commands in {place.bin}:")
     print(f"  {place.bin}/hako check")
 

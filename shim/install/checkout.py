@@ -7,6 +7,7 @@ user would). Called by install/__main__.py. Runs in the checkout's virtual envir
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 import sysconfig
@@ -20,6 +21,8 @@ from shim.install.steps import line, step
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 BIN = os.path.join(ROOT, "build", "bin")
 BUILD_GUEST = os.path.join(ROOT, "guest-kernel", "build.py")
+VSOCK = "vhost-device-vsock"
+SHOWN = 'echo "Hello from container $(hostname), PID $$"; echo "kernel in the container  $(uname -r)"'
 KERNEL_TIMEOUT = 3 * 3600.0
 GUEST_TIMEOUT = 900.0
 
@@ -29,19 +32,18 @@ def prepare() -> None:
     launcher.write(BIN, ROOT, sysconfig.get_path("platlib"))
     step("guest", lambda: _build("guest", GUEST_TIMEOUT))
     if not os.path.exists("/dev/vhost-vsock"):
-        step("vhost-device-vsock", lambda: tools.ensure("vhost-device-vsock"))
+        step(VSOCK, lambda: tools.ensure(VSOCK))
     step("busybox image", image)
 
 
 def build_kernel() -> None:
     """Our own kernel, and the image for it."""
-    step("kernel", lambda: _build("kernel", KERNEL_TIMEOUT))
-    step("guest", lambda: _build("guest", GUEST_TIMEOUT))
+    step("guest kernel", lambda: _build("kernel", KERNEL_TIMEOUT))
 
 
 def image() -> str:
     """The reference of the small image, made if it is not there."""
-    directory = os.path.join(paths.cache_dir("image"), "busybox")
+    directory = os.path.join(paths.cache_dir("oci"), "busybox")
     if not os.path.exists(os.path.join(directory, "index.json")):
         busybox.make(directory)
     return f"oci:{directory}"
@@ -52,21 +54,33 @@ def show_a_container() -> int:
     begin = time.monotonic()
     prepare()
     ready = time.monotonic()
-    command = 'echo "Hello from $(hostname), PID $$, kernel $(uname -r)"'
-    argv = [os.path.join(BIN, "hako"), "run", "--rm", image(), "sh", "-c", command]
-    print(f"$ {process.quoted(argv)}", flush=True)
-    child = process.spawn(argv, stdin=0, stdout=1, stderr=2, env=os.environ)
-    status = child.wait()
+    argv = [os.path.join(BIN, "hako"), "run", "--rm", image(), "sh", "-c", SHOWN]
+    print(f"\n$ {process.quoted(argv)}", flush=True)
+    status = process.spawn(argv, stdin=0, stdout=1, stderr=2, env=os.environ).wait()
+    print(f"kernel of the host       {os.uname().release}\n")
     line("set-up", ready - begin)
     line("container, start to end", time.monotonic() - ready)
-    print(f"The host's kernel is {os.uname().release}.")
     return status or 0
 
 
-def guest_files() -> dict[str, str]:
-    """What boots and what runs beside it: name below PREFIX/lib/hako -> host path."""
-    return {}
+def installed_files() -> dict[str, str]:
+    """What boots and what runs beside it: path below PREFIX/lib/hako -> host path."""
+    boots = _build("guest", GUEST_TIMEOUT)
+    found = {f"guest/{os.path.basename(boots[key])}": boots[key] for key in ("kernel", "image", "initrd") if boots[key]}
+    vsock = os.path.join(paths.cache_dir("tools"), VSOCK)
+    if os.path.isdir(vsock):
+        found[f"tools/{VSOCK}"] = vsock
+    return found
 
 
-def _build(what: str, timeout: float) -> None:
-    process.run([sys.executable, BUILD_GUEST, what], timeout=timeout)
+def _build(what: str, timeout: float) -> dict[str, str]:
+    """Run guest-kernel/build.py; where kernel, image and initrd are."""
+    answer = process.run([sys.executable, BUILD_GUEST, what], timeout=timeout, env=_environment())
+    found: dict[str, str] = json.loads(answer)
+    return found
+
+
+def _environment() -> dict[str, str]:
+    """Ours without the user's own, but with what says where caches and mirrors are."""
+    kept = ("HAKO_", "PIP_", "SSL_CERT", "http_proxy", "https_proxy", "no_proxy")
+    return dict(process.ENVIRONMENT) | {k: v for k, v in os.environ.items() if k.startswith(kept)}

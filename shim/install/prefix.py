@@ -3,7 +3,7 @@
     PREFIX/bin/{hako,containerd-shim-hako-v2}    launchers with every path baked in
     PREFIX/lib/hako/{shim,agent}/                the code, compiled
     PREFIX/lib/hako/site/                        the libraries
-    PREFIX/lib/hako/{kernel,image,tools}/        what boots, and tools that the distribution lacks
+    PREFIX/lib/hako/{guest,tools}/               what boots, and tools that the distribution lacks
     PREFIX/lib/hako/configuration.toml           the defaults, each key commented
     PREFIX/lib/hako/install.json                 what uninstall has to know
     /etc/hako/configuration.toml                 for the administrator, if PREFIX is /usr or /usr/local
