@@ -79,7 +79,7 @@ class Tree:
             os.chmod(target, stat.S_IMODE(entry.mode))
 
     def cpio(self) -> bytes:
-        """The tree as an uncompressed initramfs (cpio "newc", linux/Documentation/driver-api/early-userspace/buffer-format.rst)."""
+        """The tree as an uncompressed initramfs (cpio "newc", linux/Documentation/driver-api/early-userspace/)."""
         members = [_member(number, path, entry) for number, (path, entry) in enumerate(sorted(self.entries.items()), 1)]
         return b"".join([*members, _member(0, "TRAILER!!!", Entry(0))])
 
