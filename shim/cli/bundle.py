@@ -91,13 +91,9 @@ def _file(container: Container, name: str, text: str) -> str:
     return path
 
 
-def _options(
-    container: Container, wishes: Wishes, root: Root, network: Network, files: dict[str, str]
-) -> runspec.RunOptions:
+def _options(container: Container, wishes: Wishes, root: Root, network: Network, files: dict[str, str]) -> runspec.RunOptions:
     remove = {aftercare.REMOVE_ANNOTATION: "true" if wishes.remove else "false"}
-    shared: dict[str, Any] = {
-        name: getattr(wishes, name) for name in runspec.RunOptions._fields if name in wishes._fields
-    }
+    shared: dict[str, Any] = {name: getattr(wishes, name) for name in runspec.RunOptions._fields if name in wishes._fields}
     return runspec.RunOptions(
         **shared
         | {

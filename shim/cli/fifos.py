@@ -15,9 +15,7 @@ STREAMS = ("stdin", "stdout", "stderr")
 class Fifos:
     """The pipes of one process. `close` removes them."""
 
-    def __init__(
-        self, directory: str, prefix: str, *, stdin: bool, terminal: bool, outputs: bool = True
-    ) -> None:
+    def __init__(self, directory: str, prefix: str, *, stdin: bool, terminal: bool, outputs: bool = True) -> None:
         """Make the pipes that are needed: a terminal has no stderr; stdin and outputs are wishes."""
         self._streams = ("stdin", "stdout") if terminal else STREAMS
         wishes = {"stdin": stdin, "stdout": outputs, "stderr": outputs}

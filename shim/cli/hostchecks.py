@@ -12,7 +12,10 @@ from typing import Literal, NamedTuple
 
 from shim import config as configuration
 from shim import paths, process, tools
-from shim.errors import HakoError
+from shim.errors import HakoError, NotFound
+from shim.hypervisor import host
+from shim.sandbox import guestfiles
+from shim.share import virtiofsd
 
 Level = Literal["ok", "warn", "fail"]
 SUPPORTED = "x86_64"
@@ -73,12 +76,63 @@ def qemu() -> tuple[Level, str, str]:
     path = configuration.load().hypervisor.path
     if not os.access(path, os.X_OK):
         return "fail", f"{path} is not there", install("qemu-system-x86")
-    said = process.run([path, "--version"], QUICK).decode()
-    version = said.partition("version ")[2].split(" ")[0].strip()
+    version = host.version(configuration.load().hypervisor)
     numbers = tuple(int(part) for part in version.split(".")[:2] if part.isdigit())
     if numbers < QEMU_MINIMUM:
-        return "fail", f"{version or said.strip()}: too old", "QEMU 7.2 or newer"
+        return "fail", f"{version}: too old", "QEMU 7.2 or newer"
     return "ok", f"{version}, {path}", ""
+
+
+def guest() -> tuple[Level, str, str]:
+    """What boots in the virtual machine."""
+    try:
+        files = guestfiles.find(configuration.load().guest)
+    except NotFound as exc:
+        return "fail", f"{exc.object}: {exc.message}" if exc.object else exc.message, exc.hint
+    missing = [path for path in files if path and not os.access(path, os.R_OK)]
+    if missing:
+        return "fail", f"{missing[0]} cannot be read", f"chmod a+r {missing[0]}"
+    return "ok", f"{files.kernel} with {files.image or files.initrd}", ""
+
+
+def accelerator() -> tuple[Level, str, str]:
+    """How the guest's processor runs: with KVM, if it really boots our kernel."""
+    config = configuration.load()
+    files = guestfiles.find(config.guest)
+    probed = host.GuestFiles(files.kernel, files.image or None, files.initrd or None)
+    found = host.probe_accelerator(config.hypervisor, probed, _confinement(config.runtime.user))
+    if found.name == "kvm":
+        return "ok", f"kvm: {found.reason}", ""
+    reason, _, command = found.reason.partition(": chgrp")
+    remedy = f"chgrp{command}" if command else "a host with working KVM is several times faster"
+    return "warn", f"tcg (everything is emulated): {reason}", remedy
+
+
+def _confinement(user: str) -> process.Confinement:
+    """The user that QEMU runs as, for whom KVM has to work."""
+    import pwd
+
+    for name in (user, "nobody"):
+        try:
+            entry = pwd.getpwnam(name)
+        except KeyError:
+            continue
+        return process.Confinement(uid=entry.pw_uid, gid=entry.pw_gid, groups=host.kvm_groups())
+    return process.Confinement()
+
+
+def virtiofs() -> tuple[Level, str, str]:
+    """How containers' files reach the guest."""
+    try:
+        daemon = virtiofsd.find(configuration.load().share.daemon)
+    except NotFound:
+        return "fail", "no virtiofsd", install("virtiofsd (Debian 13) or qemu-system-common (Debian 12)")
+    return "ok", f"{daemon.path} ({_virtiofsd_version(daemon)})", ""
+
+
+def _virtiofsd_version(daemon: virtiofsd.Daemon) -> str:
+    said = _version(daemon.path)
+    return f"the C daemon, {said.split('(')[0].strip()}" if daemon.kind == "c" else said
 
 
 def tun() -> tuple[Level, str, str]:
@@ -128,9 +182,7 @@ def user() -> tuple[Level, str, str]:
     try:
         found = pwd.getpwnam(name)
     except KeyError:
-        remedy = (
-            f"make install makes it; or useradd --system --no-create-home --shell /usr/sbin/nologin {name}"
-        )
+        remedy = f"make install makes it; or useradd --system --no-create-home --shell /usr/sbin/nologin {name}"
         return "warn", f"there is no user {name}: QEMU runs as nobody", remedy
     return "ok", f"{name}, uid {found.pw_uid}", ""
 
@@ -196,7 +248,10 @@ CHECKS: dict[str, Look] = {
     "privileges": privileges,
     "configuration": settings,
     "QEMU": qemu,
+    "guest": guest,
+    "accelerator": accelerator,
     "vsock": vsock,
+    "virtio-fs": virtiofs,
     "tun": tun,
     "cgroups": cgroups,
     "memory": memory,

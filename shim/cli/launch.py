@@ -76,9 +76,7 @@ def _register(wishes: Wishes, undo: ExitStack) -> Container:
     return container
 
 
-def _root(
-    wishes: Wishes, container: Container, config: Config, progress: Progress, undo: ExitStack
-) -> bundle.Root:
+def _root(wishes: Wishes, container: Container, config: Config, progress: Progress, undo: ExitStack) -> bundle.Root:
     """The directory as it is, or an overlay of the image that goes with the container."""
     if wishes.rootfs:
         return bundle.Root(wishes.rootfs, None)

@@ -51,9 +51,7 @@ class Session:
     Use once: `prepare`, start the process, `run`; and in any case `close`.
     """
 
-    def __init__(
-        self, task: Task, fifos: Fifos, exec_id: str, *, interactive: bool, is_terminal: bool
-    ) -> None:
+    def __init__(self, task: Task, fifos: Fifos, exec_id: str, *, interactive: bool, is_terminal: bool) -> None:
         self._task, self._fifos, self._exec_id = task, fifos, exec_id
         self._is_terminal = is_terminal
         self._raw = is_terminal and interactive and terminal.is_terminal(0)
@@ -176,9 +174,7 @@ class Session:
             return
         columns, rows = terminal.window_size(0 if terminal.is_terminal(0) else 1)
         if columns and rows:
-            request = task_pb2.ResizePtyRequest(
-                id=self._task.id, exec_id=self._exec_id, width=columns, height=rows
-            )
+            request = task_pb2.ResizePtyRequest(id=self._task.id, exec_id=self._exec_id, width=columns, height=rows)
             self._task.send("ResizePty", request)
 
     def _exited(self, status: int | None, error: HakoError | None) -> None:

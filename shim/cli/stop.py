@@ -13,9 +13,7 @@ if TYPE_CHECKING:
 
 USAGE = "stop [-t SECONDS] CONTAINER..."
 OPTIONS_END_AT_FIRST_WORD = False
-OPTIONS = [
-    Option("-t --time", "SECONDS", "between the image's stop signal (SIGTERM) and SIGKILL; 10 by default")
-]
+OPTIONS = [Option("-t --time", "SECONDS", "between the image's stop signal (SIGTERM) and SIGKILL; 10 by default")]
 
 
 def main(parsed: Parsed) -> int:

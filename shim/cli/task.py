@@ -19,9 +19,7 @@ if TYPE_CHECKING:
 SERVICE = "containerd.task.v2.Task"
 DIAL_TIMEOUT = 5.0
 QUICK = 10.0  # seconds for calls that the pod process answers by itself
-SLOW = (
-    300.0  # for those that wait for a VM to boot or a guest to act; their real limits are the configuration's
-)
+SLOW = 300.0  # for those that wait for a VM to boot or a guest to act; their real limits are the configuration's
 PROCESS_TYPE = "types.containerd.io/opencontainers/runtime-spec/1/Process"
 
 _KINDS: dict[int, type[errors.HakoError]] = {
@@ -73,9 +71,7 @@ class Task:
 
     def resize(self, columns: int, rows: int, exec_id: str = "") -> None:
         """The size of a process's terminal."""
-        self._do(
-            "ResizePty", task_pb2.ResizePtyRequest(id=self.id, exec_id=exec_id, width=columns, height=rows)
-        )
+        self._do("ResizePty", task_pb2.ResizePtyRequest(id=self.id, exec_id=exec_id, width=columns, height=rows))
 
     def close_stdin(self, exec_id: str = "") -> None:
         """No more input will come."""

@@ -57,9 +57,7 @@ class RawMode:
         self._before = termios.tcgetattr(self._fd)
         tty.setraw(self._fd, termios.TCSADRAIN)
 
-    def __exit__(
-        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None) -> None:
         self.restore()
 
     def restore(self) -> None:

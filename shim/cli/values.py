@@ -153,9 +153,7 @@ def security(options: Iterable[str]) -> tuple[str, bool]:
     """`--security-opt` as (seccomp: "" | "unconfined" | FILE, no_new_privileges)."""
     seccomp, no_new_privileges = "", False
     for option in options:
-        key, _, value = (
-            option.replace(":", "=", 1).partition("=") if "=" not in option else option.partition("=")
-        )
+        key, _, value = option.replace(":", "=", 1).partition("=") if "=" not in option else option.partition("=")
         if key == "seccomp" and value:
             seccomp = value if value == "unconfined" else os.path.abspath(value)
         elif key == "no-new-privileges" and value in ("", "true", "false"):
@@ -181,9 +179,7 @@ def _lines(file: str) -> list[str]:
 def _set(found: dict[str, str], text: str, own: Mapping[str, str], where: str) -> None:
     key, equals, value = text.partition("=")
     if not key or any(character.isspace() for character in key) or "\0" in text:
-        raise UsageError(
-            f"{where}: not a variable: {text!r}", hint="KEY=VALUE, or KEY alone to pass your own"
-        )
+        raise UsageError(f"{where}: not a variable: {text!r}", hint="KEY=VALUE, or KEY alone to pass your own")
     if equals:
         found[key] = value
     elif key in own:

@@ -14,6 +14,12 @@ from shim.cli.hostchecks import Finding
 from shim.errors import ConfigError
 
 
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Answers about programs are remembered in a cache of the test's own."""
+    monkeypatch.setenv("HAKO_CACHE_DIR", str(tmp_path / "cache"))
+
+
 def _program(directory: Path, name: str, says: str) -> str:
     path = directory / name
     path.write_text(f"#!/bin/sh\necho '{says}'\n")
@@ -56,6 +62,30 @@ def test_a_bad_configuration_is_a_finding(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(config, "load", broken)
     found = hostchecks.finding("configuration", hostchecks.settings)
     assert found.level == "fail" and "configuration.toml:3" in found.text
+
+
+def test_a_missing_kernel_says_how_to_get_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a guest kernel nothing boots: a failure with the command that makes one."""
+    _configure(monkeypatch)
+    level, text, remedy = hostchecks.guest()
+    assert level == "fail" and "kernel" in text and "make guest" in remedy
+
+
+def test_a_configured_accelerator_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An accelerator that the administrator chose is shown as such; TCG is a warning, not a failure."""
+    for name in ("vmlinux", "image.erofs"):
+        (tmp_path / name).touch()
+    boots: dict[str, object] = {"kernel": str(tmp_path / "vmlinux"), "image": str(tmp_path / "image.erofs")}
+    _configure(monkeypatch, guest=boots, hypervisor={"accelerator": "tcg"})
+    assert hostchecks.accelerator()[:2] == ("warn", "tcg (everything is emulated): configured")
+
+
+@pytest.mark.parametrize(("said", "kind"), [("virtiofsd 1.13.0", "1.13.0"), ("using FUSE kernel interface 7.36", "C daemon")])
+def test_virtiofsd_kinds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: str, kind: str) -> None:
+    """Which of the two daemons it is, is told."""
+    _configure(monkeypatch, share={"daemon": _program(tmp_path, "virtiofsd", said)})
+    level, text, _ = hostchecks.virtiofs()
+    assert level == "ok" and kind in text
 
 
 def test_too_little_memory(monkeypatch: pytest.MonkeyPatch) -> None:
