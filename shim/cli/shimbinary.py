@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import sys
 
-from shim import paths, process
+from shim import paths
 from shim.byhand import registry
 
 TYPE_CHECKING = False
@@ -38,11 +38,15 @@ def program() -> list[str]:
 
 def start(container: Container) -> str:
     """Start the pod's process; its address."""
+    from shim import process  # 6 ms that exec and list do not need
+
     return process.run(argv(container, "start"), START_TIMEOUT, env=_environment()).decode().strip()
 
 
 def delete(container: Container) -> None:
     """Take away what is left of a pod whose process is gone."""
+    from shim import process
+
     process.run(argv(container, "delete"), DELETE_TIMEOUT, env=_environment())
 
 
@@ -55,4 +59,6 @@ def _site() -> list[str]:
 def _environment() -> dict[str, str]:
     """Ours without what is the user's own: hako's variables and where programs are."""
     kept = {key: value for key, value in os.environ.items() if key.startswith("HAKO_")}
-    return {**process.ENVIRONMENT, **kept}
+    from shim.process import ENVIRONMENT
+
+    return {**ENVIRONMENT, **kept}
