@@ -4,8 +4,8 @@ Owns: which devices a VM has, their places on the bus, the guest kernel's comman
 processes, sockets, what is at the other end of a descriptor. Called by driver.py; tests/golden/qemu/ has
 the whole lines.
 
-QEMU gets descriptors for everything but its own firmware and the kernel files, so that it runs as an
-unprivileged user with `-sandbox`. All devices are virtio 1.0 on PCIe (q35) or on virtio-mmio (microvm).
+QEMU gets descriptors for everything but its own firmware, so that it runs as an unprivileged user with
+`-sandbox`. All devices are virtio 1.0 on PCIe (q35) or on virtio-mmio (microvm).
 """
 
 from __future__ import annotations
@@ -21,10 +21,12 @@ PORTS_PER_SLOT = 8
 
 
 class Fds(NamedTuple):
-    """Descriptors that QEMU inherits: QMP, console and serial port, and one per disk. -1: not there."""
+    """Descriptors that QEMU inherits: its connections, the files it boots, one per disk. -1: not there."""
 
     qmp: int
     console: int
+    kernel: int
+    initrd: int = -1
     serial: int = -1
     disks: tuple[int, ...] = ()
 
@@ -49,7 +51,7 @@ def command(spec: VmSpec, fds: Fds, options: Options) -> list[str]:
         *machine(spec, options),
         *processors(spec, options),
         *memory(spec),
-        *kernel(spec),
+        *kernel(spec, fds),
         *monitor(fds),
         *console(fds, bus),
         *serial(fds),
@@ -137,9 +139,10 @@ def memory(spec: VmSpec) -> list[str]:
     ]  # fmt: skip
 
 
-def kernel(spec: VmSpec) -> list[str]:
-    words = ["-kernel", spec.kernel, "-append", kernel_command_line(spec)]
-    return [*words, "-initrd", spec.initrd] if spec.initrd else words
+def kernel(spec: VmSpec, fds: Fds) -> list[str]:
+    """The files by descriptor: QEMU's user may not be able to walk to them."""
+    words = ["-kernel", f"/proc/self/fd/{fds.kernel}", "-append", kernel_command_line(spec)]
+    return [*words, "-initrd", f"/proc/self/fd/{fds.initrd}"] if fds.initrd >= 0 else words
 
 
 # Less to find out and to wait for at boot. noforce: with memory that can be plugged above 4 GiB the kernel

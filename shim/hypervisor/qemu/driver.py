@@ -14,7 +14,7 @@ import os
 import signal
 import socket
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from typing import Any
 
@@ -76,35 +76,24 @@ class QemuVm:
 
     def _start(self, undo: ExitStack) -> Child:
         """QEMU with its ends of the connections; our ends are watched before its first instruction."""
-        disks = tuple(self._open_disks(undo))
-        for path in (self._spec.kernel, self._spec.initrd):
-            _check_readable(path)
         with ExitStack() as theirs:
             qmp, qmp_fd = _pair(undo, theirs)
             console, console_fd = _pair(undo, theirs)
             serial, serial_fd = _pair(undo, theirs) if self._spec.serial else (None, -1)
-            fds = argv.Fds(qmp_fd, console_fd, serial_fd, disks)
+            fds = argv.Fds(
+                qmp_fd,
+                console_fd,
+                _opened(self._spec.kernel, theirs),
+                _opened(self._spec.initrd, theirs) if self._spec.initrd else -1,
+                serial_fd,
+                tuple(_opened_disks(self._spec, theirs)),
+            )
             command = argv.command(self._spec, fds, self._options)
             child = process.spawn(command, fds=_inherited(self._spec, fds), confine=self._spec.confine)
-        for fd in disks:
-            os.close(fd)
         self._console = Tail(console.detach(), on_data=self._console_said)
         self._serial = Tail(serial.detach()) if serial is not None else None
         self._qmp = Qmp(qmp, self._event)
         return child
-
-    def _open_disks(self, undo: ExitStack) -> list[int]:
-        """The image and the disks as descriptors; read-only ones are opened read-only, whatever QEMU does."""
-        wanted = [(self._spec.image, True)] if self._spec.image else []
-        wanted += [(disk.path, disk.read_only) for disk in self._spec.disks]
-        fds = []
-        for path, read_only in wanted:
-            try:
-                fds.append(os.open(path, (os.O_RDONLY if read_only else os.O_RDWR) | os.O_CLOEXEC))
-            except OSError as exc:
-                raise BootError("open disk", f"{path}: {exc.strerror}") from exc
-            undo.callback(os.close, fds[-1])
-        return fds
 
     def wait_ready(self, timeout: float, *, explain: bool = True) -> None:
         """See base.Vm. The error has the guest's last lines and QEMU's.
@@ -325,9 +314,27 @@ def _pair(ours: ExitStack, theirs: ExitStack) -> tuple[socket.socket, int]:
     return near, far.fileno()
 
 
+def _opened(path: str, theirs: ExitStack, *, read_only: bool = True) -> int:
+    """A file that QEMU shall have; opened read-only it cannot be written, whatever QEMU or the guest do."""
+    try:
+        fd = os.open(path, (os.O_RDONLY if read_only else os.O_RDWR) | os.O_CLOEXEC)
+    except OSError as exc:
+        raise BootError("open", f"{path}: {exc.strerror}") from exc
+    theirs.callback(os.close, fd)
+    return fd
+
+
+def _opened_disks(spec: VmSpec, theirs: ExitStack) -> Iterator[int]:
+    """The image, then the other disks."""
+    if spec.image:
+        yield _opened(spec.image, theirs)
+    for disk in spec.disks:
+        yield _opened(disk.path, theirs, read_only=disk.read_only)
+
+
 def _inherited(spec: VmSpec, fds: argv.Fds) -> dict[str, int]:
     """Every descriptor that the command line names."""
-    named = {"qmp": fds.qmp, "console": fds.console, "serial": fds.serial}
+    named = {name: fd for name, fd in fds._asdict().items() if name != "disks"}
     named |= {f"disk{number}": fd for number, fd in enumerate(fds.disks)}
     for number, nic in enumerate(spec.nics):
         named |= {f"net{number}": nic.fd, f"vhost{number}": nic.vhost_fd}
@@ -336,15 +343,6 @@ def _inherited(spec: VmSpec, fds: argv.Fds) -> dict[str, int]:
     if spec.vsock is not None:
         named["vsock"] = spec.vsock.fd
     return {name: fd for name, fd in named.items() if fd >= 0}
-
-
-def _check_readable(path: str | None) -> None:
-    if path is None:
-        return
-    try:
-        os.close(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
-    except OSError as exc:
-        raise BootError("open kernel", f"{path}: {exc.strerror}") from exc
 
 
 def _socket_of(slot: dict[str, Any]) -> int:
