@@ -77,6 +77,8 @@ class Sandbox:
         self._points: dict[str, list[str]] = {}
         """container id -> its mount points"""
         self._first: Container | None = None
+        self._read_by_rpc: set[tuple[str, str]] = set()
+        """(container, exec) whose output callers may still ask for after its exit"""
         self.oom = OomEvents(loop)
 
     @property
@@ -225,12 +227,11 @@ class Sandbox:
         """Run a further process."""
         container = self.container(request.container_id)
         exec_id = check_id("exec_id", request.exec_id)
-        container.exec(
-            exec_id,
-            request.process,
-            self._claim_stdio(request, terminal=request.process.Terminal),
-            request.string_user if request.HasField("string_user") else None,
-        )
+        stdio = self._claim_stdio(request, terminal=request.process.Terminal)
+        string_user = request.string_user if request.HasField("string_user") else None
+        container.exec(exec_id, request.process, stdio, string_user)
+        if stdio.rpc:
+            self._read_by_rpc.add((container.id, exec_id))
 
     def remove_container(self, cid: str) -> None:
         """Kill what is left of it and give everything back; may be repeated after DeadlineExceeded."""
@@ -242,6 +243,7 @@ class Sandbox:
         del self._containers[cid]
         if self._first is container:
             self._first = None
+        self._read_by_rpc = {entry for entry in self._read_by_rpc if entry[0] != cid}
         self._storages.release(self._points.pop(cid))
         _remove_bundle(cid)
 
@@ -259,7 +261,7 @@ class Sandbox:
     def wait(self, cid: str, exec_id: str, exited: Callable[[int], bool]) -> None:
         """`exited(status)` once the process has; it returns whether somebody was there to hear it.
 
-        An exec is forgotten then, when its output was taken too.
+        An exec is forgotten then; one without raw streams when its output was taken, too.
         """
         container = self.container(cid)
         process = container.process(exec_id)
@@ -267,10 +269,18 @@ class Sandbox:
         def over(process: Process) -> None:
             self.oom.check(cid)
             heard = exited(process.exit_status if process.exit_status is not None else 255)
-            if heard and process is not container.init:
-                process.stdio.on_drained(lambda: container.forget(process.exec_id))
+            if not heard or process is container.init:
+                return
+            if (cid, process.exec_id) in self._read_by_rpc:
+                process.stdio.on_drained(lambda: self._forget(container, process.exec_id))
+            else:
+                self._forget(container, process.exec_id)
 
         process.on_exit(over)
+
+    def _forget(self, container: Container, exec_id: str) -> None:
+        self._read_by_rpc.discard((container.id, exec_id))
+        container.forget(exec_id)
 
 
 def _make_bundle(cid: str) -> str:

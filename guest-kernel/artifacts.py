@@ -21,6 +21,13 @@ def cache_root() -> Path:
     return Path(os.environ.get("HAKO_CACHE_DIR") or "/var/cache/hako")
 
 
+def scratch_root() -> Path:
+    """Where unfinished things are made: on the cache's file system (gigabytes fit, rename works), out of its way."""
+    path = cache_root() / "unfinished"
+    path.mkdir(parents=True, exist_ok=True)
+    return path
+
+
 def file_digest(path: Path) -> str:
     """SHA-256 of a file's content, in hex."""
     with path.open("rb") as stream:
@@ -64,9 +71,12 @@ def publish(directory: Path, out: Path) -> None:
 
 
 def _make_in_place(target: Path, make: Callable[[Path], None]) -> None:
-    partial = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    partial = Path(tempfile.mkdtemp(prefix=f"{target.name}.", dir=scratch_root()))
     try:
         make(partial)
+        for path in partial.iterdir():
+            # Age says nothing about use: build.py marks what it chose by the time of its files.
+            os.utime(path, (0, 0))
         # Readable for the unprivileged user that the VMM runs as; mkdtemp makes 0700.
         partial.chmod(0o755)
         partial.rename(target)

@@ -5,7 +5,7 @@ Usage: image.py [--floor | --initramfs] [--agent DIR] [--site DIR] [--out DIR]
 
     (nothing)     image.erofs for our kernel: a read-only disk (root=/dev/vda rootfstype=erofs)
     --initramfs   initrd.cpio for the distribution's kernel, with the modules of that kernel (see stock.py)
-    --floor       image.erofs with busybox and a trivial init: what a bare boot costs, for benchmarks
+    --floor       floor.erofs with busybox and a trivial init: what a bare boot costs, for benchmarks
 
 Owns what goes where in the guest. Knows no kernel configuration and no VMM. Called by build.py, the benchmarks, by hand.
 Results are cached under <cache>/image/<key>/.
@@ -152,12 +152,17 @@ def check_size(target: Path) -> None:
         raise BuildError(f"{target.name} has {size >> 20} MiB, more than {SIZE_LIMIT >> 20}")
 
 
-def ensure_erofs(tree: Tree) -> Path:
+def ensure_erofs(tree: Tree, name: str = "image.erofs") -> Path:
     """The cached erofs image of a tree."""
     require({"mkfs.erofs": "erofs-utils"})
     tool = artifacts.file_digest(Path(shutil.which("mkfs.erofs") or ""))
     key = artifacts.key([("tree", tree.digest()), ("uuid", UUID), ("tool", tool)])
-    return artifacts.ensure("image", key, lambda out: make_erofs(tree, out / "image.erofs")) / "image.erofs"
+    return artifacts.ensure("image", key, lambda out: make_erofs(tree, out / name)) / name
+
+
+def ensure_floor() -> Path:
+    """The cached erofs image of the smallest guest."""
+    return ensure_erofs(floor_tree(), "floor.erofs")
 
 
 def ensure_initramfs(tree: Tree, kernel: stock.StockKernel) -> Path:
@@ -187,7 +192,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 def build(options: argparse.Namespace) -> Path:
     """The image that the command line asks for."""
     if options.floor:
-        return ensure_erofs(floor_tree())
+        return ensure_floor()
     tree = guest_tree(options.agent.resolve(), options.site.resolve())
     return ensure_initramfs(tree, stock.ensure()) if options.initramfs else ensure_erofs(tree)
 

@@ -6,6 +6,7 @@ with a deadline. Called by agent/storage and agent/sandbox.py (devices of a cont
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
 SYS = "/sys"
 ROOT_BUS = "0000:00"
+_NOT_YET = (errno.ENOENT, errno.ENXIO, errno.ENODEV)
 _SUBSYSTEMS = ("block", "pci", "virtio", "scsi", "nd", "dax")
 
 
@@ -56,10 +58,21 @@ def _await(kind: str, name: str, find: Callable[[], str | None], seconds: float)
 
 
 def _is_block(path: str) -> bool:
+    """Whether `path` is a block device that can be opened.
+
+    The node in /dev is there some time before the kernel lets anybody open it (ENXIO); the disk's own event
+    comes after that.
+    """
     try:
-        return stat.S_ISBLK(os.stat(path, follow_symlinks=False).st_mode)
-    except FileNotFoundError:
-        return False
+        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError as error:
+        if error.errno in _NOT_YET:
+            return False
+        raise
+    try:
+        return stat.S_ISBLK(os.fstat(fd).st_mode)
+    finally:
+        os.close(fd)
 
 
 # --- PCI --------------------------------------------------------------------------------------------------

@@ -154,6 +154,8 @@ class DaemonTransport:
     """
 
     def __init__(self, configured: str, directory: str, confine: Confinement) -> None:
+        if configured and not os.access(configured, os.X_OK):
+            raise NotFound("there is no such program", step="vsock", object=configured)
         program = tools.find("vhost-device-vsock", (configured,))
         if program is None:
             raise NotFound(

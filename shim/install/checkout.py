@@ -66,17 +66,18 @@ def show_a_container() -> int:
 def installed_files() -> dict[str, str]:
     """What boots and what runs beside it: path below PREFIX/lib/hako -> host path."""
     boots = _build("guest", GUEST_TIMEOUT)
-    found = {f"guest/{os.path.basename(boots[key])}": boots[key] for key in ("kernel", "image", "initrd") if boots[key]}
+    files = [path for key in ("kernel", "image", "initrd") if (path := boots[key])]
+    found = {f"guest/{os.path.basename(path)}": path for path in files}
     vsock = os.path.join(paths.cache_dir("tools"), VSOCK)
     if os.path.isdir(vsock):
         found[f"tools/{VSOCK}"] = vsock
     return found
 
 
-def _build(what: str, timeout: float) -> dict[str, str]:
-    """Run guest-kernel/build.py; where kernel, image and initrd are."""
-    answer = process.run([sys.executable, BUILD_GUEST, what], timeout=timeout, env=_environment())
-    found: dict[str, str] = json.loads(answer)
+def _build(what: str, timeout: float) -> dict[str, str | None]:
+    """Run guest-kernel/build.py; where kernel, image and initrd are (None: the guest has none)."""
+    answer = process.run([sys.executable, BUILD_GUEST, what, "--print-json"], timeout=timeout, env=_environment())
+    found: dict[str, str | None] = json.loads(answer)
     return found
 
 

@@ -24,14 +24,14 @@ from agent.ttrpc.client import Client
 from shim import paths
 from shim.agent_client import AGENT_PORT, AgentClient
 from shim.cgroups import Cgroup
-from shim.errors import HakoError
+from shim.errors import HakoError, Unavailable
 from shim.hypervisor import host
 from shim.hypervisor.base import Nic, Share, VmSpec, Vsock
 from shim.hypervisor.qemu.driver import Qemu
 from shim.hypervisor.vsock import Transport, open_transport
 from shim.network import netns as host_network
 from shim.oci import mounts
-from shim.process import Confinement
+from shim.process import Confinement, describe_status
 from shim.sandbox import guestfiles
 from shim.sandbox import plan as planning
 from shim.sandbox.machine import Network, RunningMachine
@@ -86,7 +86,10 @@ class HostFactory:
         """
         with ExitStack() as undo:
             building = Building(config, plan, netns, store, undo, self._log)
-            machine = building.build()
+            try:
+                machine = building.build()
+            except Unavailable as exc:
+                raise building.explained(exc) from exc
             machine.adopt(undo.pop_all())
             return machine
 
@@ -109,6 +112,13 @@ class Building:
         self._store = store
         self._undo = undo
         self._log = log
+        self._daemons: list[tuple[str, Child]] = []
+
+    def explained(self, exc: Unavailable) -> Unavailable:
+        """`exc`, or the violent death of a daemon that it follows from; by themselves they end after the VMM."""
+        ends = [(name, child.wait(0.2)) for name, child in self._daemons]
+        dead = ", ".join(f"{name} {describe_status(status)}" for name, status in ends if status is not None and status < 0)
+        return Unavailable(f"{dead} ({exc})", step="boot") if dead else exc
 
     def build(self) -> RunningMachine:
         """The steps in order.
@@ -256,6 +266,7 @@ class Building:
         return Confinement(cgroup_dirs=tuple(cgroup.dirs), netns=self._netns, uid=uid, gid=gid, groups=host.kvm_groups())
 
     def _owned(self, name: str, child: Child) -> None:
+        self._daemons.append((name, child))
         self._store.add_process(name, child.pid)
         self._on_undo(name, lambda: _end(child))
 

@@ -140,8 +140,7 @@ def _detach_network(network: dict[str, Any] | None) -> None:
 
 
 def _remove_tree(directory: str) -> None:
-    """The pod's directory, unless something is still mounted in it: deleting through a mount destroys data.
-    """
+    """The pod's directory, unless something is still mounted in it: deleting through a mount destroys data."""
     if mounts_below(directory):
         return
     import shutil

@@ -113,7 +113,7 @@ class Container:
         self.request = request
         self.init = GuestProcess(request.id, "", request.names, request.spec.process)
         self.execs: dict[str, GuestProcess] = {}
-        self.host = HostSide(request, home.store, run_hooks=home.config.runtime.host_hooks)
+        self.host = HostSide(request, home.store, self._warn, run_hooks=home.config.runtime.host_hooks)
         self._home = home
         self._verbs = threading.RLock()
         self._guard = threading.Lock()
@@ -216,7 +216,7 @@ class Container:
             with self._guard:
                 if self.init.status is Status.CREATED:
                     self.init.status = Status.RUNNING
-            self.host.started(self._warn)
+            self.host.started()
             return self.init.pid
 
     def add_exec(self, exec_id: str, process: oci.Process, names: Names) -> None:
@@ -313,8 +313,7 @@ class Container:
         return self._home.agent.call("StatsContainer", request, agent_pb2.StatsContainerResponse, timeout)
 
     def resize(self, exec_id: str, columns: int, rows: int) -> None:
-        """Size of the terminal; kept for later if the process is not there yet, nothing without a terminal.
-        """
+        """Size of the terminal; kept for later if the process is not there yet, nothing without a terminal."""
         process = self.process(exec_id)
         if not process.names.terminal or not allows(process.status, "resize"):
             return
@@ -366,7 +365,8 @@ class Container:
                 self._finish_streams(process)
             self._remove_in_guest()
             self._undo.close()
-            self.host.release(self._warn)
+            self.host.release()
+            self.host.stopped()
             self.init.status = Status.DELETED
 
     def _remove_in_guest(self) -> None:

@@ -10,6 +10,7 @@ import os
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, NamedTuple
 
+from shim.errors import HakoError
 from shim.oci import spec as oci
 from shim.oci.state import state_json
 from shim.sandbox import hooks, rootfs, stub
@@ -36,8 +37,9 @@ class Request(NamedTuple):
 class HostSide:
     """See the module. `pid` is the stub's, 0 before `prepare`."""
 
-    def __init__(self, request: Request, store: Store, *, run_hooks: bool) -> None:
+    def __init__(self, request: Request, store: Store, warn: Callable[[str], None], *, run_hooks: bool) -> None:
         self.pid = 0
+        self._warn = warn
         self._request = request
         self._store = store
         self._hooks = request.spec.hooks if run_hooks else None
@@ -81,15 +83,17 @@ class HostSide:
             child.terminate(0)
             child.close()
 
-    def started(self, warn: Callable[[str], None]) -> None:
+    def started(self) -> None:
         """Run the poststart hooks."""
-        hooks.run_all_tolerantly("poststart", self._hooks_of("poststart"), self._state("running"), warn)
+        hooks.run_all_tolerantly("poststart", self._hooks_of("poststart"), self._state("running"), self._warn)
 
-    def release(self, warn: Callable[[str], None] | None = None) -> None:
-        """Take everything away; with `warn` the poststop hooks run too. Repeatable."""
+    def release(self) -> None:
+        """Take everything away. Repeatable."""
         self._undo.close()
-        if warn is not None:
-            hooks.run_all_tolerantly("poststop", self._hooks_of("poststop"), self._state("stopped"), warn)
+
+    def stopped(self) -> None:
+        """Run the poststop hooks, after `release`."""
+        hooks.run_all_tolerantly("poststop", self._hooks_of("poststop"), self._state("stopped"), self._warn)
 
     def _mount_rootfs(self, undo: ExitStack) -> None:
         if not self._request.rootfs:
@@ -101,12 +105,19 @@ class HostSide:
 
     def _make_cgroup(self, undo: ExitStack, cgroup: Cgroup) -> None:
         self._remember("cgroups", list(cgroup.dirs))
-        undo.callback(cgroup.remove)
+        undo.callback(self._remove_cgroup, cgroup)
         cgroup.create()
         self._cgroup = cgroup
         linux = self._request.spec.linux
         if linux is not None and linux.resources is not None:
             self.apply(linux.resources)
+
+    def _remove_cgroup(self, cgroup: Cgroup) -> None:
+        """One that somebody else still uses (an engine's helper) must not keep the container from going."""
+        try:
+            cgroup.remove()
+        except HakoError as exc:
+            self._warn(str(exc))
 
     def _start_stub(self, undo: ExitStack, cgroup_dirs: tuple[str, ...], netns: str, killed: Callable[[], None]) -> None:
         child = stub.spawn(cgroup_dirs, netns)

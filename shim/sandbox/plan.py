@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from shim.config import HypervisorConfig
-from shim.errors import InvalidSpec, Unsupported
+from shim.errors import ConfigError, InvalidSpec, Unsupported
 from shim.oci import grouping
 from shim.oci.spec import Spec
 
@@ -77,6 +77,9 @@ def plan(
 ) -> SandboxPlan:
     """The VM for the pod whose first container has this spec. Raises InvalidSpec, Unsupported."""
     size = size_of(spec)
+    if config.default_memory > host.memory_mib:
+        reason = f"a VM of {config.default_memory} MiB memory does not fit into the host's {host.memory_mib} MiB"
+        raise ConfigError(reason, key="hypervisor.default_memory")
     max_memory = config.max_memory or host.memory_mib
     max_vcpus = config.max_vcpus or host.cpus
     return SandboxPlan(

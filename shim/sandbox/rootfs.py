@@ -30,8 +30,7 @@ DATA_LIMIT = 4095  # mount(2): a page, less its terminating zero
 
 
 class RootfsMount(NamedTuple):
-    """One entry of CreateTaskRequest.rootfs; host paths. `target` is relative to the root, "" for the root.
-    """
+    """One entry of CreateTaskRequest.rootfs; host paths. `target` is relative to the root, "" for the root."""
 
     type: str
     source: str

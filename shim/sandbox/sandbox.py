@@ -105,6 +105,7 @@ class Sandbox:
         self._machine: Machine | None = None
         self._netns_fd = -1
         self._end_reason = ""
+        self._ended = threading.Event()
 
     def create(self, request: Request) -> int:
         """Create a container, and the machine with the first one; its host pid. Raises HakoError."""
@@ -113,10 +114,19 @@ class Sandbox:
             container.prepare(self.netns)
             self._ensure_machine()
             return container.create_in_guest()
-        except BaseException:
+        except BaseException as exc:
+            reason = self._reason(exc)
             container.discard()
             self._dismiss(container)
+            if reason:
+                raise errors.Unavailable(reason, object=request.id) from exc
             raise
+
+    def _reason(self, exc: BaseException) -> str:
+        """Why the machine ended, if that is what `exc` follows from; it may be told a moment later."""
+        if isinstance(exc, errors.Unavailable) and self._machine is not None:
+            self._ended.wait(1.0)
+        return self._end_reason
 
     def start(self, container: Container) -> int:
         """Start a container; links that its hooks or its engine added are carried in before."""
@@ -255,6 +265,7 @@ class Sandbox:
         if last:
             self._plan = None  # a later Create in this process starts anew
             self._end_reason = ""
+            self._ended.clear()
 
     def init_ended(self, container: Container) -> None:
         """The end of the pause container is the end of the pod: the others end first, and are told first."""
@@ -268,6 +279,7 @@ class Sandbox:
     def _machine_ended(self, reason: str) -> None:
         """Every process of the pod has ended with the machine; the pause container is told last."""
         self._end_reason = reason
+        self._ended.set()
         self.log("error", f"sandbox {self.sandbox_id}: {reason}")
         with self._guard:
             ended = sorted(self.containers.values(), key=lambda item: item.id == self.sandbox_id)

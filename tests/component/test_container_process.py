@@ -13,6 +13,9 @@ from tests.framework.inguest import in_guest, need_busybox, need_root
 
 pytestmark = [need_root, need_busybox]
 
+LIBC_SIGNALS = 0b11 << (32 - 1)
+"""32 and 33 belong to the C library, which lets nobody set them: in these masks they are what pytest inherited."""
+
 
 def run(args: list[str] | str, **changes: Any) -> Finished:
     """One container to its end."""
@@ -263,7 +266,7 @@ def test_it_leads_a_session_and_ignores_no_signal() -> None:
     pid, session = result.out.split()[0], result.out.split()[5]
     found = status_of(result.out)
     assert (pid, session) == ("1", "1")
-    assert int(found["SigIgn"], 16) == int(found["SigBlk"], 16) == 0
+    assert int(found["SigIgn"], 16) & ~LIBC_SIGNALS == int(found["SigBlk"], 16) == 0
 
 
 # --- how it fails -------------------------------------------------------------------------------------------
@@ -375,5 +378,5 @@ def test_the_agents_signal_handling_is_not_the_childs() -> None:
         return (guest.rootfs() / "caught").read_text()
 
     ignored, caught = (int(line.split()[1], 16) for line in in_guest(body).splitlines())
-    assert not ignored
+    assert not ignored & ~LIBC_SIGNALS
     assert not caught >> (signal.SIGCHLD - 1) & 1

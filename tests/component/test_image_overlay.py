@@ -93,7 +93,7 @@ def test_unmount_deletes_and_may_be_repeated(box: Box) -> None:
     assert box.containers() == [] and merged not in box.sh("cat /proc/self/mounts")
     assert box.overlay("overlay.unmount('c1')") is None
     box.mount("c2")
-    box.sh(f"umount {box.cache}/oci/containers/c2/merged")
+    box.sh(f"busybox umount {box.cache}/oci/containers/c2/merged")
     box.overlay("overlay.unmount('c2')")
     assert box.containers() == []
 
@@ -118,10 +118,10 @@ def test_nothing_is_deleted_while_something_is_mounted_inside(box: Box, tmp_path
     (treasure / "gold").write_text("x")
     box.mount("c1")
     upper = f"{box.cache}/oci/containers/c1/upper"
-    box.sh(f"mkdir {upper}/trap; mount --bind {treasure} {upper}/trap")
+    box.sh(f"mkdir {upper}/trap; busybox mount --bind {treasure} {upper}/trap")
     assert f"still mounted: {upper}/trap" in box.overlay("overlay.unmount('c1')")
     assert (treasure / "gold").exists()
-    box.sh(f"umount {upper}/trap")
+    box.sh(f"busybox umount {upper}/trap")
     box.overlay("overlay.unmount('c1')")
     assert box.containers() == []
 
@@ -200,7 +200,7 @@ def test_removal_stops_at_a_bind_mount_of_the_same_file_system(box: Box, tmp_pat
     (tmp_path / "treasure/deep/gold").write_text("x")
     (tmp_path / "tree/in").mkdir(parents=True)
     assert stat.S_ISDIR((tmp_path / "tree/in").stat().st_mode)
-    box.sh(f"mount --bind {tmp_path}/treasure {tmp_path}/tree/in")
+    box.sh(f"busybox mount --bind {tmp_path}/treasure {tmp_path}/tree/in")
     code = f"""
 from shim.errors import HakoError
 from shim.image.erase import remove_tree

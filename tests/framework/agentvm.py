@@ -47,12 +47,12 @@ def missing() -> str:
     return "" if os.path.exists(box.BUSYBOX) else "apt install busybox-static"
 
 
-def guest_files() -> dict[str, str]:
+def guest_files() -> dict[str, str | None]:
     """Kernel and image of the checkout, built where they are not in the cache."""
     import json
 
-    argv = [sys.executable, str(REPOSITORY / "guest-kernel/build.py"), "guest"]
-    files: dict[str, str] = json.loads(run(argv, BUILD_SECONDS).splitlines()[-1])
+    argv = [sys.executable, str(REPOSITORY / "guest-kernel/build.py"), "guest", "--print-json"]
+    files: dict[str, str | None] = json.loads(run(argv, BUILD_SECONDS).splitlines()[-1])
     return files
 
 
@@ -90,9 +90,9 @@ class AgentVm(AgentCaller):
         spec = VmSpec(
             name="test",
             uuid=str(uuid.uuid4()),
-            kernel=files["kernel"],
-            image=files["image"] or None,
-            initrd=files["initrd"] or None,
+            kernel=str(files["kernel"]),
+            image=files["image"],
+            initrd=files["initrd"],
             cmdline_extra=self._kernel_params,
             memory_mib=self._memory_mib,
             share=Share(shared.vm_fd, "kataShared"),

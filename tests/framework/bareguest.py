@@ -20,14 +20,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
+
 from tests.framework.importgraph import REPOSITORY
 
 PYTHON = Path("/usr/bin/python3").resolve()
 QEMU = "qemu-system-x86_64"
 VIRTIOFSD = "/usr/lib/qemu/virtiofsd"
 """Debian 12's, in qemu-system-common"""
-GUEST = Path(os.environ.get("HAKO_TEST_GUEST", "/tmp/hako/guest.json"))
-"""{"kernel": PATH}: a PVH vmlinux with the project's configuration"""
+CACHE = Path(os.environ.get("HAKO_CACHE_DIR", "/var/cache/hako"))
+SECONDS = 240
 _EMPTY = ("proc", "sys", "dev", "run", "tmp", "etc", "mnt", "root")
 _LEFT_OUT = shutil.ignore_patterns(
     "asyncio", "config-3*", "dist-packages", "distutils", "email", "ensurepip", "http", "idlelib", "lib2to3",
@@ -36,23 +38,37 @@ _LEFT_OUT = shutil.ignore_patterns(
 
 
 def missing() -> str:
-    """What lacks for such a guest, "" if nothing does."""
-    if not GUEST.exists() or not Path(json.loads(GUEST.read_text())["kernel"]).exists():
-        return f"no guest kernel: build it (make guest) and name it in {GUEST} or HAKO_TEST_GUEST"
+    """The packages that lack for such a guest, "" if none does."""
     tools = {
-        QEMU: "qemu-system-x86",
-        "mkfs.erofs": "erofs-utils",
-        "cpio": "cpio",
-        "busybox": "busybox-static",
-    }
-    lacking = [package for tool, package in tools.items() if shutil.which(tool) is None]
+        QEMU: "qemu-system-x86", "mkfs.erofs": "erofs-utils", "cpio": "cpio", "busybox": "busybox-static",
+        VIRTIOFSD: "qemu-system-common",
+    }  # fmt: skip
+    lacking = sorted({package for tool, package in tools.items() if shutil.which(tool) is None})
     return f"apt install {' '.join(lacking)}" if lacking else ""
 
 
-def kernel() -> str:
-    """The guest kernel's path on the host."""
-    found: str = json.loads(GUEST.read_text())["kernel"]
-    return found
+def our_kernel() -> Path | None:
+    """The project's own kernel (every driver built in), of HAKO_TEST_GUEST or the newest in the cache."""
+    chosen = os.environ.get("HAKO_TEST_GUEST")
+    if chosen:
+        kernel = Path(json.loads(Path(chosen).read_text())["kernel"])
+        return kernel if kernel.name == "vmlinux" else None
+    return _newest("kernel/*/vmlinux")
+
+
+def need_kernel() -> Path:
+    """The same, or a skip."""
+    return our_kernel() or pytest.skip("our own kernel is not built: make kernel")
+
+
+def stock_kernel() -> tuple[Path, Path] | None:
+    """The distribution's kernel and the project's initramfs with its modules, from the cache."""
+    kernel, initrd = _newest("kernel/*/vmlinuz"), _newest("image/*/initrd.cpio")
+    return (kernel, initrd) if kernel and initrd else None
+
+
+def _newest(pattern: str) -> Path | None:
+    return max(CACHE.glob(pattern), key=lambda path: path.stat().st_mtime, default=None)
 
 
 # --- the image --------------------------------------------------------------------------------------------
@@ -119,10 +135,10 @@ def initramfs(root: Path, archive: Path) -> Path:
 class Run:
     """What a guest said before it ended."""
 
-    def __init__(self, console: str, status: int, seconds: float) -> None:
+    def __init__(self, console: str, status: int, errors: str) -> None:
         self.console = console
         self.status = status
-        self.seconds = seconds
+        self.errors = errors
         self.checks: dict[str, str] = {}
         for line in console.splitlines():
             words = line.strip().split(" ", 2)
@@ -135,9 +151,9 @@ Device = Mapping[str, object]
 
 
 def boot(
-    options: Sequence[str], cmdline: str, directory: Path, seconds: float, plugs: Mapping[str, Device]
+    kernel: Path, options: Sequence[str], cmdline: str, directory: Path, plugs: Mapping[str, Device]
 ) -> Run:
-    """Run a guest until it powers off; TimeoutError with the console's end when it does not.
+    """Run a guest until it powers off; TimeoutError with the console's end when it does not in 4 minutes.
 
     `plugs`: the devices that the guest may ask for by "PLUG <name>".
     """
@@ -148,7 +164,7 @@ def boot(
         "-machine", "q35,accel=tcg,memory-backend=ram", "-cpu", "max",
         "-smp", "2,sockets=3,maxcpus=3", "-m", "768,slots=1,maxmem=2G",
         "-object", "memory-backend-memfd,id=ram,size=768M,share=on",
-        "-kernel", kernel(), "-append", f"console=hvc0 panic=-1 quiet {cmdline}",
+        "-kernel", str(kernel), "-append", f"console=hvc0 panic=-1 quiet {cmdline}",
         "-chardev", "stdio,id=console,signal=off",
         "-device", "virtio-serial-pci", "-device", "virtconsole,chardev=console",
         "-chardev", f"socket,id=qmp,fd={theirs.fileno()}", "-mon", "chardev=qmp,mode=control",
@@ -161,14 +177,14 @@ def boot(
         )
         theirs.close()
         try:
-            console = _listen(process, _Qmp(ours), start + seconds, plugs)
+            console = _listen(process, _Qmp(ours), start + SECONDS, plugs)
             status = process.wait(10)
         finally:
             process.kill()
             process.wait()
-    if not console:
-        raise AssertionError("silent guest; QEMU says: " + (directory / "qemu.err").read_text())
-    return Run(console, status, time.monotonic() - start)
+    said = (directory / "qemu.err").read_text()
+    assert console, f"silent guest; QEMU says: {said}"
+    return Run(console, status, said)
 
 
 def _listen(process: subprocess.Popen[bytes], qmp: _Qmp, deadline: float, plugs: Mapping[str, Device]) -> str:

@@ -208,6 +208,10 @@ class Containerd:
         self.ctr("image", "import", str(archive))
         return ociimage.REFERENCE
 
+    def unique(self, name: str) -> str:
+        """An id that no other engine of this machine uses: cgroups are called after it."""
+        return f"{name}-{self.directory.name}"
+
     def tasks(self) -> dict[str, str]:
         """Id -> status of every task."""
         lines = self.ctr("task", "ls").stdout.decode().splitlines()[1:]

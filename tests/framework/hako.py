@@ -45,17 +45,13 @@ class Hako:
         """The command line of `hako`."""
         return [str(self.bin / "hako"), *words]
 
-    def run(
-        self, *words: str, input: str | None = None, timeout: float = 90, check: bool = False, **env: str
-    ) -> Result:
+    def run(self, *words: str, input: str | None = None, timeout: float = 90, check: bool = False, **env: str) -> Result:
         """Run it to its end; with `check` a failure raises with what it said."""
         done = subprocess.run(
             self.argv(*words), input=input, stdin=None if input is not None else subprocess.DEVNULL,
             capture_output=True, text=True, timeout=timeout, env=self.environment | env, check=False,
         )  # fmt: skip
-        assert not check or done.returncode == 0, (
-            f"hako {words}: {done.returncode}\n{done.stdout}{done.stderr}"
-        )
+        assert not check or done.returncode == 0, f"hako {words}: {done.returncode}\n{done.stdout}{done.stderr}"
         return done
 
     def popen(self, *words: str, **options: Any) -> subprocess.Popen[str]:
@@ -84,18 +80,29 @@ class Hako:
         return found + [f"process {pid}: {command}" for pid, command in self.processes()]
 
     def processes(self) -> list[tuple[int, str]]:
-        """Processes that have our state directory in their environment or command line."""
-        mark, found = str(self.directory).encode(), []
+        """Processes that name our directory in their environment or command line, and their descendants."""
+        mark, commands, parents, ours = str(self.directory).encode(), {}, {}, set()
         for entry in Path("/proc").iterdir():
             if not entry.name.isdigit() or int(entry.name) == os.getpid():
                 continue
             try:
-                command = (entry / "cmdline").read_bytes()
+                commands[int(entry.name)] = command = (entry / "cmdline").read_bytes()
+                parents[int(entry.name)] = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
                 if mark in command or mark in (entry / "environ").read_bytes():
-                    found.append((int(entry.name), command.replace(b"\0", b" ").decode(errors="replace")))
+                    ours.add(int(entry.name))
             except OSError:
                 continue
-        return found
+        while more := {pid for pid, parent in parents.items() if parent in ours} - ours:
+            ours |= more
+        named = ((pid, commands.get(pid, b"").replace(b"\0", b" ").decode(errors="replace")) for pid in sorted(ours))
+        return [*named, *self._orphans(commands, parents)]
+
+    @staticmethod
+    def _orphans(commands: dict[int, bytes], parents: dict[int, int]) -> list[tuple[int, str]]:
+        """VMMs of containers made by hand whose pod's process is gone: QEMU itself names no directory of ours."""
+        vmms = {pid: command for pid, command in commands.items() if b"qemu-system" in command.split(b"\0")[0]}
+        found = {pid: command for pid, command in vmms.items() if parents.get(pid, 0) <= 1 and b"\0hako-" in command}
+        return [(pid, f"orphan {command[:80].decode(errors='replace')}") for pid, command in found.items()]
 
     def assert_nothing_left(self, timeout: float = 10) -> None:
         """Fail with a list of what is left after `timeout` seconds."""

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import stat
 import time
 from pathlib import Path
 
@@ -75,6 +78,24 @@ def test_missing_device_is_named_at_the_deadline() -> None:
     assert 0.19 < time.monotonic() - start < 2
     with pytest.raises(InvalidSpec):
         devices.named("/dev/../etc/passwd", 0)
+
+
+def test_a_node_that_cannot_be_opened_yet_is_not_there_yet(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel makes the node before it lets anybody open the disk: ENXIO means to wait for the next
+    event.
+    """
+    answers = iter([errno.ENOENT, errno.ENXIO, 0])
+    real = os.open
+
+    def open_disk(path: str, flags: int, *more: int) -> int:
+        number = next(answers) if path == "/dev/vdq" else 0
+        if number:
+            raise OSError(number, os.strerror(number), path)
+        return real("/dev/null" if path == "/dev/vdq" else path, flags, *more)
+
+    monkeypatch.setattr(os, "open", open_disk)
+    monkeypatch.setattr(stat, "S_ISBLK", stat.S_ISCHR)
+    assert devices.named("/dev/vdq", 0.1) == "/dev/vdq"
 
 
 @pytest.mark.parametrize(

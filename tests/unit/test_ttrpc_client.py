@@ -158,9 +158,15 @@ def test_request_over_the_limit_is_not_sent(served: Served) -> None:
 class Liar:
     """A peer that answers the first request frame with given bytes, and then may hang up."""
 
-    def __init__(self, answer: Callable[[int], bytes], *, hang_up: bool = False) -> None:
+    def __init__(
+        self,
+        answer: Callable[[int], bytes],
+        *,
+        hang_up: bool = False,
+        on_error: Callable[[Exception], None] | None = None,
+    ) -> None:
         self.sock, ours = socket.socketpair()
-        self.client = Client(ours)
+        self.client = Client(ours, on_error=on_error)
         self.requests: list[Request] = []
         self._answer = answer
         self._hang_up = hang_up
@@ -250,18 +256,15 @@ def test_failing_done_callback_is_reported(monkeypatch: pytest.MonkeyPatch) -> N
     """What a `done` callback raises goes to on_error, and the reader goes on."""
     errors: list[Exception] = []
     seen = threading.Event()
-    theirs, ours = socket.socketpair()
 
     def on_error(exc: Exception) -> None:
         errors.append(exc)
         seen.set()
 
-    client = Client(ours, on_error=on_error)
-    client.call_async("s", "M", Check(), Check, lambda message, exc: [][0])
-    theirs.sendall(encode(1, frames.RESPONSE, 0, GOOD))
+    peer = Liar(lambda sid: encode(sid, frames.RESPONSE, 0, GOOD), on_error=on_error)
+    peer.client.call_async("s", "M", Check(), Check, lambda message, exc: [][0])
     assert seen.wait(5)
     assert isinstance(errors[0], IndexError)
-    theirs.sendall(encode(3, frames.RESPONSE, 0, GOOD))
-    assert client.call("s", "M", Check(), Check, 5).service == "good"
-    client.close()
+    assert peer.call().service == "good"
+    peer.client.close()
     assert client_module.ConnectionClosed is ConnectionClosed

@@ -45,7 +45,7 @@ def erofs_run(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
     image = bareguest.erofs(root, directory / "root.erofs")
     options = ["-drive", f"if=virtio,file={image},format=raw,readonly=on"]
     cmdline = "root=/dev/vda ro rootfstype=erofs init=/init mitigations=off rcupdate.rcu_expedited=1"
-    return bareguest.boot(options, cmdline, directory, 300, {})
+    return bareguest.boot(bareguest.need_kernel(), options, cmdline, directory, {})
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +54,7 @@ def initramfs_run(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
     directory = tmp_path_factory.mktemp("initramfs")
     archive = bareguest.initramfs(root, directory / "root.cpio")
     cmdline = "rdinit=/init checks.skip=warm_start_is_fast,fifty_megabytes_each_way mitigations=off"
-    return bareguest.boot(["-initrd", str(archive)], cmdline, directory, 300, {})
+    return bareguest.boot(bareguest.need_kernel(), ["-initrd", str(archive)], cmdline, directory, {})
 
 
 def judge(run: Run, name: str) -> None:

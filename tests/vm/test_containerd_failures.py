@@ -57,13 +57,14 @@ def delete(engine: Containerd, name: str) -> int:
     said = engine.ctr("task", "delete", name, check=False)
     engine.ctr("container", "delete", name)
     found = re.search(rb"exit code (\d+)", said.stderr)
-    return int(found[1]) if found else said.returncode
+    assert found or not said.returncode, said.stderr + engine.log_tail().encode()
+    return int(found[1]) if found else 0
 
 
 @pytest.mark.parametrize("victim", ["vmm", "virtiofsd", "stub of {}"])
 def test_the_end_of_any_part_is_the_end_of_the_container(engine: Containerd, victim: str) -> None:
     """SIGKILL of QEMU, virtiofsd or the stub: the task is STOPPED with 137 and can be deleted."""
-    name = f"k{victim[0]}"
+    name = engine.unique(f"k{victim[0]}")
     detached(engine, name)
     os.kill(processes_of(engine, name)[victim.format(name)], signal.SIGKILL)
     wait_for(engine, name, "STOPPED")
@@ -73,7 +74,7 @@ def test_the_end_of_any_part_is_the_end_of_the_container(engine: Containerd, vic
 
 def test_the_death_of_the_pod_process_leaves_nothing(engine: Containerd) -> None:
     """SIGKILL of the shim: containerd notices, runs `delete`, and QEMU, mounts, cgroups and files are gone."""
-    name = "dead"
+    name = engine.unique("dead")
     detached(engine, name)
     processes = processes_of(engine, name)
     os.kill(processes["shim"], signal.SIGKILL)
@@ -89,10 +90,11 @@ def test_the_death_of_the_pod_process_leaves_nothing(engine: Containerd) -> None
 
 def test_a_foreground_client_hears_of_the_death(engine: Containerd) -> None:
     """`ctr run` in the foreground returns when the VM is killed, with what was written before."""
-    running = engine.popen("run", "--rm", "--runtime", HAKO, REFERENCE, "fg", "sh", "-c", "echo before; sleep 1000")
+    name = engine.unique("fg")
+    running = engine.popen("run", "--rm", "--runtime", HAKO, REFERENCE, name, "sh", "-c", "echo before; sleep 1000")
     assert running.stdout is not None
     assert running.stdout.readline() == b"before\n"
-    os.kill(processes_of(engine, "fg")["vmm"], signal.SIGKILL)
+    os.kill(processes_of(engine, name)["vmm"], signal.SIGKILL)
     assert running.wait(20) == 137
     engine.assert_nothing_left()
 
@@ -100,7 +102,7 @@ def test_a_foreground_client_hears_of_the_death(engine: Containerd) -> None:
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_containers_survive_a_restart_of_containerd(engine: Containerd, number: int) -> None:
     """The running container is there afterwards, takes an exec, and its output was not lost."""
-    name = f"s{number}"
+    name = engine.unique(f"s{number}")
     out = engine.directory / f"out{number}"
     script = "while :; do echo tick; sleep 0.1; done"
     detached(engine, name, "sh", "-c", script, flags=("--log-uri", f"file://{out}"))
@@ -121,7 +123,7 @@ def test_containers_survive_a_restart_of_containerd(engine: Containerd, number: 
 
 def test_an_exit_while_containerd_is_away_is_not_lost(engine: Containerd) -> None:
     """A container that ends meanwhile is STOPPED or gone when containerd is back, and leaves nothing."""
-    name = "away"
+    name = engine.unique("away")
     detached(engine, name, "sleep", "3")
     engine.stop(signal.SIGKILL)
     time.sleep(4)
@@ -137,28 +139,29 @@ def test_a_pod_of_several_containers(engine: Containerd) -> None:
     all.
     """
     base = "io.kubernetes.cri"
+    pod, member = engine.unique("pod"), engine.unique("member")
 
     def flags(kind: str) -> tuple[str, ...]:
-        return ("--annotation", f"{base}.container-type={kind}", "--annotation", f"{base}.sandbox-id=pod")
+        return ("--annotation", f"{base}.container-type={kind}", "--annotation", f"{base}.sandbox-id={pod}")
 
-    detached(engine, "pod", flags=flags("sandbox"))
-    vmm = processes_of(engine, "pod")["vmm"]
+    detached(engine, pod, flags=flags("sandbox"))
+    vmm = processes_of(engine, pod)["vmm"]
     for _ in range(2):
-        detached(engine, "member", flags=flags("container"))
-        assert processes_of(engine, "pod")["vmm"] == vmm
+        detached(engine, member, flags=flags("container"))
+        assert processes_of(engine, pod)["vmm"] == vmm
         kernels = {
             engine.ctr("task", "exec", "--exec-id", f"u{name}", name, "cat", "/proc/sys/kernel/random/boot_id").stdout
-            for name in ("pod", "member")
+            for name in (pod, member)
         }
         assert len(kernels) == 1
-        engine.ctr("task", "kill", "-s", "SIGKILL", "member")
-        wait_for(engine, "member", "STOPPED")
-        assert delete(engine, "member") == 137
-    detached(engine, "member", flags=flags("container"))
-    engine.ctr("task", "kill", "-s", "SIGKILL", "pod")
-    wait_for(engine, "member", "STOPPED")
-    wait_for(engine, "pod", "STOPPED")
-    for name in ("member", "pod"):
+        engine.ctr("task", "kill", "-s", "SIGKILL", member)
+        wait_for(engine, member, "STOPPED")
+        assert delete(engine, member) == 137
+    detached(engine, member, flags=flags("container"))
+    engine.ctr("task", "kill", "-s", "SIGKILL", pod)
+    wait_for(engine, member, "STOPPED")
+    wait_for(engine, pod, "STOPPED")
+    for name in (member, pod):
         assert delete(engine, name) == 137
     engine.assert_nothing_left()
 
@@ -171,7 +174,7 @@ def test_a_boot_that_fails_says_why(engine: Containerd, tmp_path: Path) -> None:
     (tmp_path / "image").write_bytes(bytes(1 << 20))
     guest = f'kernel = "{tmp_path}/vmlinux"\nimage = "{tmp_path}/image"\n'
     config.write_text(f'[hypervisor]\naccelerator = "tcg"\n[guest]\nboot_timeout = 10\n{guest}')
-    words = ("run", "--rm", "--runtime", HAKO, "--runtime-config-path", str(config), REFERENCE, "bad", "true")
+    words = ("run", "--rm", "--runtime", HAKO, "--runtime-config-path", str(config), REFERENCE, engine.unique("bad"), "true")
     result = engine.ctr(*words, check=False)
     assert result.returncode == 1
     assert b"kernel" in result.stderr.lower(), result.stderr

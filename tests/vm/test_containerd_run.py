@@ -55,7 +55,7 @@ class Runner:
     def arguments(self, *command: str, flags: tuple[str, ...] = ()) -> tuple[str, tuple[str, ...]]:
         """A fresh id and ctr's words."""
         Runner.numbers += 1
-        name = f"t{Runner.numbers}"
+        name = self.engine.unique(f"t{Runner.numbers}")
         return name, ("run", "--runtime", self.runtime, *flags, REFERENCE, name, *command)
 
     def run(self, *command: str, flags: tuple[str, ...] = (), check: bool = True, input: bytes | None = None) -> Result:
@@ -230,8 +230,7 @@ def test_volumes_and_a_read_only_root(ctr: Runner, tmp_path: Path) -> None:
 
 
 def test_memory_limit_holds(engine: Containerd) -> None:
-    """More than the limit is killed: 137, and containerd hears of it before the exit (hako only, as above).
-    """
+    """More than the limit is killed: 137, and containerd hears of it before the exit (hako only, as above)."""
     ctr = Runner(engine, HAKO)
     events = engine.popen("events")
     try:

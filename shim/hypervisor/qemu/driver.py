@@ -20,7 +20,7 @@ from typing import Any
 
 from shim import process
 from shim.config import HypervisorConfig
-from shim.errors import BootError, HakoError, Timeout, Unavailable
+from shim.errors import BootError, HakoError, Timeout, Unavailable, Unsupported
 from shim.hypervisor.base import HELLO, Nic, VmSpec
 from shim.hypervisor.qemu import argv
 from shim.hypervisor.qemu.qmp import Qmp, QmpError
@@ -229,14 +229,21 @@ class QemuVm:
         self._free_ports.append(port)
 
     def grow(self, vcpus: int, memory_mib: int) -> None:
-        """See base.Vm. Raises QmpError beyond the VM's maxima."""
+        """See base.Vm.
+
+        Raises Unsupported where there is no room for vCPUs (TCG has none), QmpError for memory.
+        """
         self._grow_vcpus(vcpus)
         self._grow_memory(memory_mib)
 
     def _grow_vcpus(self, wanted: int) -> None:
         slots = self._qmp.execute("query-hotpluggable-cpus")
         free = sorted((slot for slot in slots if "qom-path" not in slot), key=lambda slot: _socket_of(slot))
-        for slot in free[: max(0, wanted - (len(slots) - len(free)))]:
+        missing = wanted - (len(slots) - len(free))
+        if missing > len(free):
+            reason = f"{wanted} vCPUs wanted, {len(slots)} are the most of this VM"
+            raise Unsupported(reason, step="grow", hint="an emulated VM (TCG) cannot get more vCPUs")
+        for slot in free[: max(0, missing)]:
             name = f"cpu{_socket_of(slot)}"
             self._qmp.execute("device_add", driver=slot["type"], id=name, **slot["props"])
 
