@@ -115,11 +115,15 @@ def test_the_third_interrupt_kills(tmp_path: Path) -> None:
 
 def test_a_reader_that_goes_away_ends_the_session(tmp_path: Path) -> None:
     """`hako run ... | head -1` ends although the command would go on for ever."""
-    peer = _start(tmp_path, "sh", "-c", "trap '' PIPE; while :; do echo y; done 2>/dev/null")
-    assert peer.stdout is not None
-    peer.stdout.read(2)
-    peer.stdout.close()
-    assert peer.wait(timeout=20) == 91
+    pid = tmp_path / "pid"
+    peer = _start(tmp_path, "sh", "-c", f"echo $$ > {pid}; trap '' PIPE; while :; do echo y; done 2>/dev/null")
+    try:
+        assert peer.stdout is not None
+        peer.stdout.read(2)
+        peer.stdout.close()
+        assert peer.wait(timeout=20) == 91
+    finally:
+        os.kill(int(pid.read_text()), signal.SIGKILL)
 
 
 def _screen(directory: Path, *words: str) -> Screen:
