@@ -156,7 +156,7 @@ def ensure_erofs(tree: Tree, name: str = "image.erofs") -> Path:
     """The cached erofs image of a tree."""
     require({"mkfs.erofs": "erofs-utils"})
     tool = artifacts.file_digest(Path(shutil.which("mkfs.erofs") or ""))
-    key = artifacts.key([("tree", tree.digest()), ("uuid", UUID), ("tool", tool)])
+    key = artifacts.key([("tree", tree.digest()), ("uuid", UUID), ("tool", tool), ("name", name)])
     return artifacts.ensure("image", key, lambda out: make_erofs(tree, out / name)) / name
 
 

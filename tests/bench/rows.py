@@ -1,62 +1,132 @@
-"""What a row of the bench is, and how rows are run: all of a run's subjects in turn, round after round.
+"""What is measured and what is made of it: subjects run in turn, rows that compare two of them, single figures.
 
-Owns: the interleaving. Knows no engine. Called by `__main__`.
+Owns: the interleaving (every subject once a round, so that each shares the machine's mood with its peers), the bounds.
+Knows no engine. Called by `__main__`; groups (`catalogue`) are made of these.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
-from tests.bench.measure import Sample
-from tests.bench.stats import ratio_interval, summary
+from tests.bench.measure import RunFailed, Sample, measured
+from tests.bench.stats import ratio_interval
+
+Say = Callable[[str], None]
+
+
+class Subject(NamedTuple):
+    """One thing to be timed: `run` does it once and returns its wall seconds.
+
+    Not `alone`: the time comes from what another subject did, or from what goes on anyway, and its processor time
+    says nothing.
+    """
+
+    name: str
+    run: Callable[[], float]
+    alone: bool = True
 
 
 class Row(NamedTuple):
-    """A ratio of two subjects; `must` is the largest acceptable ratio, or None where it is only reported."""
+    """A ratio of two subjects' times, `ours` / `against`, or their speeds' with `speed` (against / ours).
+
+    `must` and `aim` bound it: from above, with `speed` from below; None where it is only reported.
+    """
 
     name: str
     ours: str
     against: str
     must: float | None = None
+    aim: float | None = None
+    speed: bool = False
 
 
-def interleave(
-    subjects: Mapping[str, Callable[[], Sample]], rounds: int, say: Callable[[str], None]
-) -> dict[str, list[float]]:
-    """Run every subject once a round, `rounds` times after one round that is thrown away. Wall seconds by subject."""
-    taken: dict[str, list[float]] = {name: [] for name in subjects}
+class Result(NamedTuple):
+    """A row that was measured; `low` and `high` bound the ratio with 95 %."""
+
+    row: Row
+    ratio: float
+    low: float
+    high: float
+
+    @property
+    def verdict(self) -> str:
+        """"aim", "met", "missed", or "" where nothing is asked for."""
+        return verdict(self.ratio, self.row.must, self.row.aim, at_least=self.row.speed)
+
+
+class Figure(NamedTuple):
+    """A single value with its unit; bounded from above."""
+
+    name: str
+    value: float
+    unit: str
+    must: float | None = None
+    aim: float | None = None
+
+    @property
+    def verdict(self) -> str:
+        """See Result."""
+        return verdict(self.value, self.must, self.aim, at_least=False)
+
+
+def verdict(value: float, must: float | None, aim: float | None, *, at_least: bool) -> str:
+    """Which of the two bounds is met."""
+    sign = -1 if at_least else 1
+    if aim is not None and value * sign <= aim * sign:
+        return "aim"
+    if must is None:
+        return ""
+    return "met" if value * sign <= must * sign else "missed"
+
+
+class Samples:
+    """What was measured so far: subject -> samples; and the subjects that failed, with the reason."""
+
+    def __init__(self) -> None:
+        self.taken: dict[str, list[Sample]] = {}
+        self.failed: dict[str, str] = {}
+
+    def take(self, subject: Subject, *, keep: bool) -> None:
+        """Run a subject once. One that fails is left out from then on: half a sample compares with nothing."""
+        if subject.name in self.failed:
+            return
+        try:
+            sample = measured(subject.run) if subject.alone else Sample(subject.run(), None)
+        except (RunFailed, OSError, RuntimeError, AssertionError) as exc:
+            self.failed[subject.name] = str(exc)
+            self.taken.pop(subject.name, None)
+            return
+        if keep:
+            self.taken.setdefault(subject.name, []).append(sample)
+
+    def wall(self, name: str) -> list[float]:
+        """A subject's wall seconds."""
+        return [sample.wall for sample in self.taken.get(name, [])]
+
+
+def interleave(subjects: Iterable[Subject], rounds: int, samples: Samples, say: Say) -> None:
+    """Every subject once a round; a first round, that fills caches, is thrown away."""
+    ordered = list(subjects)
     for number in range(rounds + 1):
-        for name, run in subjects.items():
-            wall = run().wall
-            if number:
-                taken[name].append(wall)
-        say(f"round {number} of {rounds}")
-    return taken
+        for subject in ordered:
+            known = subject.name in samples.failed
+            samples.take(subject, keep=number > 0)
+            if not known and subject.name in samples.failed:
+                say(f"FAILED {subject.name}: {samples.failed[subject.name]}")
+        say(f"round {number} of {rounds}" if number else "round 0, thrown away")
 
 
-def results(rows: Iterable[Row], samples: Mapping[str, list[float]]) -> list[dict[str, object]]:
-    """The rows whose subjects were measured, with their ratio, its interval and whether `must` is met."""
-    found: list[dict[str, object]] = []
+def results(rows: Iterable[Row], samples: Samples) -> list[Result]:
+    """The rows whose subjects were measured."""
+    found = []
     for row in rows:
-        if not samples.get(row.ours) or not samples.get(row.against):
-            continue
-        ratio, low, high = ratio_interval(samples[row.ours], samples[row.against])
-        met = None if row.must is None else ratio <= row.must
-        found.append({**row._asdict(), "ratio": ratio, "low": low, "high": high, "met": met})
+        ours, against = samples.wall(row.ours), samples.wall(row.against)
+        if row.speed:
+            ours, against = against, ours
+        pairs = min(len(ours), len(against))
+        if pairs:
+            found.append(Result(row, *ratio_interval(ours[:pairs], against[:pairs])))
     return found
 
 
-def table(rows: Iterable[Mapping[str, object]], samples: Mapping[str, list[float]]) -> str:
-    """Both tables, subjects and ratios, as Markdown."""
-    lines = ["| subject | median ms | MAD ms | min | max | n |", "|---|---|---|---|---|---|"]
-    for name, values in samples.items():
-        if values:
-            cells = summary([value * 1000 for value in values])
-            figures = " | ".join(f"{cells[key]:.1f}" for key in ("median", "mad", "min", "max"))
-            lines.append(f"| {name} | {figures} | {cells['n']} |")
-    lines += ["", "| row | ratio | 95 % interval | must |", "|---|---|---|---|"]
-    for row in rows:
-        must = "" if row["must"] is None else f"{row['must']:g} ({'met' if row['met'] else 'missed'})"
-        lines.append(f"| {row['name']} | {row['ratio']:.2f} | {row['low']:.2f} - {row['high']:.2f} | {must} |")
-    return "\n".join(lines)

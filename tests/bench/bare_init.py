@@ -1,0 +1,67 @@
+"""Runs as /init of the bare guest: a shell and a source of bytes on vsock ports, the share mounted, nothing of hako's work.
+
+Knows ports and the share's place. Booted by bare.py; the agent package is there for its system calls only.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+
+from agent import init
+from agent.linux import syscalls
+
+SHELL_PORT = 1024
+STREAM_PORT = 1025
+SHARE = "/run/kata-containers/shared/containers"
+CHUNK = bytes(64 << 10)
+
+
+def main() -> None:
+    """PID 1: serve until the machine is stopped."""
+    init.setup()
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    os.makedirs(SHARE)
+    syscalls.mount("kataShared", SHARE, "virtiofs", 0)
+    shells, streams = listen(SHELL_PORT), listen(STREAM_PORT)
+    if os.fork() == 0:
+        serve(streams, stream)
+    print("hako-agent: ready", flush=True)
+    serve(shells, shell)
+
+
+def listen(port: int) -> socket.socket:
+    """A listening vsock socket."""
+    sock = socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM)
+    sock.bind((socket.VMADDR_CID_ANY, port))
+    sock.listen(8)
+    return sock
+
+
+def serve(listener: socket.socket, work: object) -> None:
+    """A process for each connection, for ever."""
+    while True:
+        connection, _ = listener.accept()
+        if os.fork() == 0:
+            work(connection)  # type: ignore[operator]
+            os._exit(0)
+        connection.close()
+
+
+def shell(connection: socket.socket) -> None:
+    """busybox sh on the connection."""
+    for fd in (0, 1, 2):
+        os.dup2(connection.fileno(), fd)
+    os.execv("/bin/busybox", ["sh"])
+
+
+def stream(connection: socket.socket) -> None:
+    """As many zeros as the line asks for; then wait for the peer to hang up (the daemon loses what a closing guest sent)."""
+    line = b""
+    while not line.endswith(b"\n"):
+        line += connection.recv(64)
+    left = int(line)
+    while left:
+        left -= connection.send(CHUNK[: min(left, len(CHUNK))])
+    connection.recv(1)
