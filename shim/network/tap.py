@@ -23,6 +23,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
+CLONE_DEVICE = "/dev/net/tun"
 # linux/if_tun.h
 TUNSETIFF = 0x400454CA
 IFF_TAP = 0x0002
@@ -43,8 +44,9 @@ def open_tap(name: str, *, multi_queue: bool = False) -> int:
     in use).
     """
     flags = IFF_TAP | IFF_NO_PI | IFF_VNET_HDR | (IFF_MULTI_QUEUE if multi_queue else 0)
+    with Step("open (modprobe tun)", CLONE_DEVICE):
+        fd = os.open(CLONE_DEVICE, os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK)
     with Step("open tap", name):
-        fd = os.open("/dev/net/tun", os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK)
         try:
             fcntl.ioctl(fd, TUNSETIFF, IFREQ.pack(name.encode(), flags))
         except OSError:

@@ -209,8 +209,11 @@ class Containerd:
         return ociimage.REFERENCE
 
     def unique(self, name: str) -> str:
-        """An id that no other engine of this machine uses: cgroups are called after it."""
-        return f"{name}-{self.directory.name}"
+        """An id that no other engine of this machine uses: cgroups are called after it.
+
+        mkdtemp's names may end with "_", which containerd allows in the middle of an id only.
+        """
+        return f"{name}-{self.directory.name}-0"
 
     def tasks(self) -> dict[str, str]:
         """Id -> status of every task."""
