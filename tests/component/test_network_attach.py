@@ -7,7 +7,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import pytest
 
@@ -44,11 +44,11 @@ def attached(pod: Namespace) -> Iterator[NetworkPlan]:
 def guest_of(plan: NetworkPlan) -> Iterator[Namespace]:
     """A namespace configured from the plan alone, its links wired to the plan's taps: what the agent makes.
     """
-    with namespaces(1) as (guest,):
-        wires = []
+    with namespaces(1) as (guest,), ExitStack() as undo:
         for nic in plan.nics:
             fd = guest.call(lambda name=nic.name: open_tap(name))  # type: ignore[misc]
-            wires.append((Wire(nic.tap_fd, fd), fd))
+            undo.callback(os.close, fd)
+            undo.callback(Wire(nic.tap_fd, fd).close)
             configure(guest, nic)
         for route in plan.routes:
             options = f"dev {route.device} scope {route.scope}"
@@ -56,9 +56,6 @@ def guest_of(plan: NetworkPlan) -> Iterator[Namespace]:
             options += " onlink" if route.flags & 4 else ""
             guest.ip(f"-{route.family} route add {route.dest or 'default'} {options}")
         yield guest
-        for wire, fd in wires:
-            wire.close()
-            os.close(fd)
 
 
 def configure(guest: Namespace, nic: NicInfo) -> None:
