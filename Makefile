@@ -2,14 +2,14 @@
 PREFIX ?= /usr/local
 # The system user that the VMM and its daemons run as when installed; empty for none.
 RUN_AS ?= hako
-# What `make test` and `make test-trixie` run; any arguments of pytest.
+# What `make test`, `make test-trixie` and `make test-bookworm` run; any arguments of pytest.
 TESTS ?= tests
 
 PYTHON := .venv/bin/python
 SETUP := sh shim/install/setup.sh
 INSTALLER := $(PYTHON) -m shim.install
 
-.PHONY: help run setup guest kernel test test-trixie lint bench install uninstall clean
+.PHONY: help run setup guest kernel test test-trixie test-bookworm lint bench install uninstall clean
 .DEFAULT_GOAL := help
 
 help:
@@ -20,7 +20,7 @@ help:
 	@echo 'make uninstall    take everything away again (KEEP_CACHE=1 keeps what was built and fetched)'
 	@echo 'make lint         ruff, mypy --strict, import contract'
 	@echo 'make bench        measure, against runc and a bare boot'
-	@echo 'make test-trixie  the tests in a chroot of Debian 13'
+	@echo 'make test-trixie  the tests in a fresh Debian 13 (test-bookworm: 12), a chroot below build/'
 	@echo 'make clean        remove what was made in this checkout'
 
 setup:
@@ -39,7 +39,7 @@ kernel:
 
 test:
 	@$(SETUP) run test
-	@$(INSTALLER) prepare
+	@$(INSTALLER) prepare-tests
 	$(PYTHON) -m pytest $(TESTS)
 
 lint:
@@ -57,9 +57,9 @@ install: guest
 uninstall:
 	@$(INSTALLER) uninstall --prefix '$(PREFIX)' $(if $(KEEP_CACHE),--keep-cache)
 
-test-trixie:
+test-trixie test-bookworm: test-%:
 	@$(SETUP) run test
-	$(PYTHON) -m tests.framework.trixie test TESTS="$(TESTS)"
+	$(PYTHON) -m tests.framework.fresh $* test TESTS="$(TESTS)"
 
 clean:
 	rm -rf build .venv .mypy_cache .ruff_cache .pytest_cache hako.egg-info

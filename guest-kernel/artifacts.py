@@ -9,11 +9,13 @@ import hashlib
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 KEY_LENGTH = 24
+UNFINISHED_SECONDS = 600  # between a directory's making and its lock pass microseconds
 
 
 def cache_root() -> Path:
@@ -71,8 +73,11 @@ def publish(directory: Path, out: Path) -> None:
 
 
 def _make_in_place(target: Path, make: Callable[[Path], None]) -> None:
+    _sweep(scratch_root())
     partial = Path(tempfile.mkdtemp(prefix=f"{target.name}.", dir=scratch_root()))
+    mark = os.open(partial, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
+        fcntl.flock(mark, fcntl.LOCK_EX)
         make(partial)
         for path in partial.iterdir():
             # Age says nothing about use: build.py marks what it chose by the time of its files.
@@ -83,6 +88,22 @@ def _make_in_place(target: Path, make: Callable[[Path], None]) -> None:
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
+    finally:
+        os.close(mark)
+
+
+def _sweep(directory: Path) -> None:
+    """Removes what killed builds left (a kernel's is 2 GiB): old enough, and locked by nobody."""
+    for path in directory.iterdir():
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if time.time() - path.stat().st_mtime > UNFINISHED_SECONDS:
+                shutil.rmtree(path, ignore_errors=True)
+        except (BlockingIOError, FileNotFoundError):  # in the works, or swept by somebody else
+            continue
+        finally:
+            os.close(fd)
 
 
 @contextmanager

@@ -54,7 +54,7 @@ def ensure(source: Path | None = None, jobs: int | None = None) -> Path:
     """The cache directory of the kernel for these inputs, compiled now if it is not there."""
     tarball = source or find_source()
     return artifacts.ensure("kernel", kernel_key(tarball), lambda out: recipe.build(
-        tarball, FRAGMENTS, artifacts.scratch_root(), out, jobs or os.cpu_count() or 1))  # fmt: skip
+        tarball, FRAGMENTS, out, out, jobs or os.cpu_count() or 1))  # fmt: skip
 
 
 def cached(source_dir: Path = SOURCES) -> Path | None:

@@ -45,6 +45,8 @@ TOOLS = {
         ("virtiofsd",),
         libraries=("libc6", "libgcc-s1", "libcap-ng0", "libseccomp2"),
     ),
+    # The distribution's own package would start a registry on port 5000 when it is installed.
+    "docker-registry": Tool("usr/bin/docker-registry", ("docker-registry",)),
 }
 
 

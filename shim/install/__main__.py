@@ -1,4 +1,4 @@
-"""What the Makefile calls: python -m shim.install prepare | run | kernel | install | uninstall.
+"""What the Makefile calls: python -m shim.install prepare | prepare-tests | run | kernel | install | uninstall.
 
 Owns: the arguments. The work is in checkout.py and prefix.py.
 """
@@ -16,7 +16,7 @@ def main() -> int:
     """Run one of them; the exit status."""
     parser = argparse.ArgumentParser(prog="python -m shim.install")
     verbs = parser.add_subparsers(dest="verb", required=True)
-    for name in ("prepare", "run", "kernel"):
+    for name in ("prepare", "prepare-tests", "run", "kernel"):
         verbs.add_parser(name)
     for name in ("install", "uninstall"):
         verb = verbs.add_parser(name)
@@ -29,11 +29,16 @@ def main() -> int:
     except (HakoError, OSError) as exc:
         print(f"hako: {exc}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("hako: interrupted", file=sys.stderr)
+        return 130
 
 
 def _do(arguments: argparse.Namespace) -> int:
     if arguments.verb == "prepare":
         checkout.prepare()
+    elif arguments.verb == "prepare-tests":
+        checkout.prepare_tests()
     elif arguments.verb == "kernel":
         checkout.build_kernel()
     elif arguments.verb == "run":

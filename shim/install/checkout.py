@@ -12,8 +12,10 @@ import os
 import sys
 import sysconfig
 import time
+from functools import partial
 
 from shim import paths, process, tools
+from shim.errors import HakoError
 from shim.image import busybox
 from shim.install import launcher
 from shim.install.steps import line, step
@@ -23,6 +25,7 @@ BIN = os.path.join(ROOT, "build", "bin")
 BUILD_GUEST = os.path.join(ROOT, "guest-kernel", "build.py")
 VSOCK = "vhost-device-vsock"
 SHOWN = 'echo "Hello from container $(hostname), PID $$"; echo "kernel in the container  $(uname -r)"'
+TEST_TOOLS = ("containerd2", "virtiofsd-rust", "docker-registry")
 KERNEL_TIMEOUT = 3 * 3600.0
 GUEST_TIMEOUT = 900.0
 
@@ -34,6 +37,16 @@ def prepare() -> None:
     if not os.path.exists("/dev/vhost-vsock"):
         step(VSOCK, lambda: tools.ensure(VSOCK))
     step("busybox image", image)
+
+
+def prepare_tests() -> None:
+    """What tests compare with and run beside; the tests of what cannot be had are skipped by name."""
+    prepare()
+    for name in TEST_TOOLS:
+        try:
+            step(name, partial(tools.ensure, name))
+        except HakoError as exc:
+            print(f"hako: {name} is not to be had, its tests will be skipped: {exc}", file=sys.stderr)
 
 
 def build_kernel() -> None:

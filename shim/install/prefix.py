@@ -30,7 +30,7 @@ from shim.install import launcher, libraries
 SYSTEM_PREFIXES = ("/usr", "/usr/local")
 CONFIGURATION = "configuration.toml"
 MANIFEST = "install.json"
-CACHES = ("kernel", "image", "oci", "probe", "tools", "template")
+CACHES = ("kernel", "image", "oci", "probe", "tools", "template", "apt", "fresh", "unfinished")
 
 
 class Target(NamedTuple):

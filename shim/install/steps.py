@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
-BLINK = 0.5  # seconds: a step that took less had nothing to do
+BLINK = 1.5  # seconds: a step that took less had nothing to do but to look
 WIDTH = 28
 Result = TypeVar("Result")
 

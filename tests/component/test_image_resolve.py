@@ -19,6 +19,7 @@ from pathlib import Path
 
 import pytest
 
+from shim import tools
 from shim.image import store
 from shim.image.errors import (
     EmptyImage,
@@ -31,6 +32,7 @@ from shim.image.errors import (
 from tests.framework.images import make_busybox, make_image, tar
 
 ROOT = Path(__file__).resolve().parents[2]
+REGISTRY = tools.find("docker-registry")
 
 pytestmark = [
     pytest.mark.skipif(os.geteuid() != 0, reason="needs root (umoci sets owners): run as root"),
@@ -58,15 +60,15 @@ def leftovers(cache: Path) -> list[str]:
 @contextlib.contextmanager
 def registry(directory: Path) -> Iterator[str]:
     """A registry on loopback; host and port."""
-    if not shutil.which("docker-registry"):
-        pytest.skip("needs a registry: apt install docker-registry")
+    if REGISTRY is None:
+        pytest.skip("needs a registry: python -m shim.tools --ensure docker-registry")
     with socket.create_server(("127.0.0.1", 0)) as probe:
         address = f"127.0.0.1:{probe.getsockname()[1]}"
     config = directory / "registry.yml"
     storage = f"storage: {{filesystem: {{rootdirectory: {directory}/registry}}}}"
     config.write_text(f"version: 0.1\n{storage}\nhttp: {{addr: '{address}'}}\n")
     process = subprocess.Popen(
-        ["docker-registry", "serve", str(config)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        [REGISTRY, "serve", str(config)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
     try:
         end = time.monotonic() + 10

@@ -12,29 +12,19 @@ from pathlib import Path
 
 import pytest
 
-from shim import tools
 from shim.config import ShareConfig
 from shim.process import Confinement
 from shim.share import virtiofsd
 from shim.share.virtiofsd import VirtioFs
-
-C_DAEMON = "/usr/lib/qemu/virtiofsd"
-
-
-def _daemons() -> dict[str, str | None]:
-    return {"c": C_DAEMON if os.access(C_DAEMON, os.X_OK) else None, "rust": tools.find("virtiofsd-rust")}
+from tests.framework import daemons
 
 
-@pytest.fixture(params=["c", "rust"])
+@pytest.fixture(params=daemons.KINDS)
 def running(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[VirtioFs]:
     """A daemon for an empty share."""
-    path = _daemons()[request.param]
-    if path is None:
-        pytest.skip(
-            f"no {request.param} virtiofsd: qemu-system-common, python -m shim.tools --ensure virtiofsd-rust"
-        )
+    daemon = daemons.need(request.param)
     (tmp_path / "share").mkdir()
-    started = virtiofsd.start(str(tmp_path / "share"), ShareConfig(daemon=path), Confinement())
+    started = virtiofsd.start(str(tmp_path / "share"), ShareConfig(daemon=daemon), Confinement())
     yield started
     started.child.terminate(0)
     started.child.close()

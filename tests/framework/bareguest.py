@@ -22,12 +22,11 @@ from pathlib import Path
 
 import pytest
 
+from shim.share import virtiofsd
 from tests.framework.importgraph import REPOSITORY
 
 PYTHON = Path("/usr/bin/python3").resolve()
 QEMU = "qemu-system-x86_64"
-VIRTIOFSD = "/usr/lib/qemu/virtiofsd"
-"""Debian 12's, in qemu-system-common"""
 CACHE = Path(os.environ.get("HAKO_CACHE_DIR", "/var/cache/hako"))
 SECONDS = 240
 _EMPTY = ("proc", "sys", "dev", "run", "tmp", "etc", "mnt", "root")
@@ -41,7 +40,7 @@ def missing() -> str:
     """The packages that lack for such a guest, "" if none does."""
     tools = {
         QEMU: "qemu-system-x86", "mkfs.erofs": "erofs-utils", "cpio": "cpio", "busybox": "busybox-static",
-        VIRTIOFSD: "qemu-system-common",
+        "setpriv": "util-linux",
     }  # fmt: skip
     lacking = sorted({package for tool, package in tools.items() if shutil.which(tool) is None})
     return f"apt install {' '.join(lacking)}" if lacking else ""
@@ -231,15 +230,9 @@ class _Qmp:
 def shared(directory: Path, socket_path: Path) -> Iterator[None]:
     """A virtiofsd that shows `directory` to whoever connects to `socket_path`."""
     log = socket_path.with_suffix(".log")
-    argv = [
-        "setpriv",
-        "--pdeathsig",
-        "KILL",
-        VIRTIOFSD,
-        f"--socket-path={socket_path}",
-        "-o",
-        f"source={directory}",
-    ]
+    found = virtiofsd.find()
+    source = ["-o", f"source={directory}"] if found.kind == "c" else [f"--shared-dir={directory}"]
+    argv = ["setpriv", "--pdeathsig", "KILL", found.path, f"--socket-path={socket_path}", *source]
     with open(log, "wb") as output:
         daemon = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=output, stderr=output)
     try:

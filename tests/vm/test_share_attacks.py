@@ -10,17 +10,16 @@ from pathlib import Path
 
 import pytest
 
-from shim import process, tools
+from shim import process
 from shim.config import HypervisorConfig, ShareConfig
 from shim.hypervisor.base import Share
 from shim.hypervisor.qemu.driver import Qemu, QemuVm
 from shim.process import Confinement
 from shim.share import virtiofsd
 from shim.share.tree import TAG, ShareTree, mounts_below
-from tests.framework import bareguest, vm
+from tests.framework import bareguest, daemons, vm
 
 SCRIPT = Path(__file__).with_name("share_attacks.py")
-C_DAEMON = "/usr/lib/qemu/virtiofsd"
 ATTACKS = [
     line.removeprefix("def attack_").partition("(")[0]
     for line in SCRIPT.read_text().splitlines()
@@ -76,13 +75,10 @@ class Attacked:
         return {parts[1]: parts[2] for parts in words if len(parts) == 3 and parts[0] == "CHECK"}
 
 
-@pytest.fixture(scope="module", params=["c", "rust"])
+@pytest.fixture(scope="module", params=daemons.KINDS)
 def attacked(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, initrd: Path) -> Iterator[Attacked]:
     """A guest that has done its worst, still running."""
-    daemon = C_DAEMON if request.param == "c" else tools.find("virtiofsd-rust", ("/usr/libexec/virtiofsd",))
-    if not daemon or not os.access(daemon, os.X_OK):
-        pytest.skip(f"no {request.param} virtiofsd: qemu-system-common, shim.tools --ensure virtiofsd-rust")
-    made = Attacked(tmp_path_factory.mktemp("pod"), initrd, daemon)
+    made = Attacked(tmp_path_factory.mktemp("pod"), initrd, daemons.need(request.param))
     yield made
     made.close()
     assert mounts_below(str(made.directory)) == []
