@@ -62,7 +62,7 @@ def of_guest(guest: build.Guest) -> Boot:
 def argv(boot: Boot, console: int) -> list[str]:
     """QEMU's command line; `console` is the descriptor of a socket for hvc0."""
     bus = "device" if boot.machine.startswith("microvm") else "pci"
-    words = ["qemu-system-x86_64", "-machine", boot.machine, "-accel", "tcg", "-cpu", "max", "-smp", "1",
+    words = ["qemu-system-x86_64", "-machine", boot.machine, "-accel", "tcg", "-cpu", "max,-erms,-fsrm", "-smp", "1",
              "-m", str(boot.memory), "-nodefaults", "-no-user-config", "-no-reboot",
              "-display", "none", "-serial", "none", "-monitor", "none",
              "-kernel", boot.kernel, "-append", boot.cmdline,
