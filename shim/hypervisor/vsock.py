@@ -59,6 +59,9 @@ class Transport(Protocol):
     def on_exit(self, callback: Callable[[], None]) -> None:
         """Call back when the transport has ended by itself."""
 
+    def status(self) -> int | None:
+        """The daemon's exit status as Child.poll gives it; None while it runs, and where there is none."""
+
     def close(self) -> None:
         """End it. Idempotent."""
 
@@ -122,6 +125,10 @@ class KernelTransport:
 
     def on_exit(self, callback: Callable[[], None]) -> None:
         """See Transport. The kernel's does not end."""
+
+    def status(self) -> int | None:
+        """See Transport."""
+        return None
 
     def close(self) -> None:
         """See Transport."""
@@ -217,6 +224,10 @@ class DaemonTransport:
     def on_exit(self, callback: Callable[[], None]) -> None:
         """See Transport."""
         self._child.on_exit(callback)
+
+    def status(self) -> int | None:
+        """See Transport."""
+        return self._child.poll()
 
     def close(self) -> None:
         """See Transport."""

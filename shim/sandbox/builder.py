@@ -24,17 +24,18 @@ from agent.ttrpc.client import Client
 from shim import paths
 from shim.agent_client import AGENT_PORT, AgentClient
 from shim.cgroups import Cgroup
-from shim.errors import HakoError, Unavailable
+from shim.errors import BootError, HakoError, Unavailable
 from shim.hypervisor import host
 from shim.hypervisor.base import Nic, Share, VmSpec, Vsock
 from shim.hypervisor.qemu.driver import Qemu
 from shim.hypervisor.vsock import Transport, open_transport
 from shim.network import netns as host_network
 from shim.oci import mounts
-from shim.process import Confinement, describe_status
+from shim.process import Confinement
 from shim.sandbox import guestfiles
 from shim.sandbox import plan as planning
-from shim.sandbox.machine import Network, RunningMachine
+from shim.sandbox.fate import Fate
+from shim.sandbox.machine import Network, RunningMachine, last_line
 from shim.share import virtiofsd
 from shim.share.tree import GUEST_ROOT, TAG, ShareTree
 from shim.trace import Marks
@@ -50,6 +51,7 @@ if TYPE_CHECKING:
 
 SANDBOX_SHM = "/run/kata-containers/sandbox/shm"
 FALLBACK_USER = "nobody"
+VMM = "the VM"
 
 
 class HostFactory:
@@ -112,13 +114,15 @@ class Building:
         self._store = store
         self._undo = undo
         self._log = log
-        self._daemons: list[tuple[str, Child]] = []
+        self._fate = Fate()
 
     def explained(self, exc: Unavailable) -> Unavailable:
-        """`exc`, or the violent death of a daemon that it follows from; by themselves they end after the VMM."""
-        ends = [(name, child.wait(0.2)) for name, child in self._daemons]
-        dead = ", ".join(f"{name} {describe_status(status)}" for name, status in ends if status is not None and status < 0)
-        return Unavailable(f"{dead} ({exc})", step="boot") if dead else exc
+        """`exc`, or the end of a daemon that it follows from: it ended before the VMM did."""
+        self._fate.wait(0.2)
+        ended = self._fate.reason
+        if not ended or ended.startswith(VMM):
+            return exc
+        return BootError(exc.step or "boot", ended, console_tail=getattr(exc, "console_tail", ""))
 
     def build(self) -> RunningMachine:
         """The steps in order.
@@ -149,8 +153,7 @@ class Building:
         vm.wait_ready(config.guest.boot_timeout)
         marks.mark("boot")
         agent = self._connect(vsock)
-        machine = RunningMachine(vm, agent, share, vsock, network, self._plan, config.agent.stdio, self._log)
-        machine.watch(fs.child, "virtiofsd")
+        machine = RunningMachine(vm, agent, share, vsock, network, self._plan, config.agent.stdio, self._fate)
         network.configure(agent)
         marks.mark("connect")
         agent.do("CreateSandbox", self._sandbox_request())
@@ -218,6 +221,7 @@ class Building:
         self._store.change(lambda state: state["paths"].append(directory))
         vsock = open_transport(self._config.vsock, directory, confine)
         self._on_undo("vsock", vsock.close)
+        self._fate.watch_daemon("vhost-device-vsock", vsock.on_exit, vsock.status)
         return vsock
 
     def _begin_network(self) -> host_network.Attaching | None:
@@ -239,6 +243,8 @@ class Building:
     def _launch(self, spec: VmSpec) -> Vm:
         vm = Qemu(self._config.hypervisor).launch(spec)
         self._on_undo("VMM", vm.stop)
+        self._fate.watch_vmm(vm.on_exit, lambda: f"{VMM} has ended{last_line(vm.console_tail())}")
+        self._fate.also(lambda: vm.stop(0))
         self._store.add_process("vmm", vm.pid)
         return vm
 
@@ -246,6 +252,7 @@ class Building:
         sock = vsock.connect(AGENT_PORT, self._config.guest.dial_timeout)
         agent = AgentClient(Client(sock), self._config.agent.request_timeout)
         self._undo.callback(agent.close)
+        self._fate.also(agent.close)
         return agent
 
     def _sandbox_request(self) -> agent_pb2.CreateSandboxRequest:
@@ -266,9 +273,9 @@ class Building:
         return Confinement(cgroup_dirs=tuple(cgroup.dirs), netns=self._netns, uid=uid, gid=gid, groups=host.kvm_groups())
 
     def _owned(self, name: str, child: Child) -> None:
-        self._daemons.append((name, child))
         self._store.add_process(name, child.pid)
         self._on_undo(name, lambda: _end(child))
+        self._fate.watch_daemon(name, child.on_exit, child.poll)
 
     def _on_undo(self, name: str, step: Callable[[], object]) -> None:
         """Take a step back at the end; what cannot be taken back is told and does not keep the others."""

@@ -1,13 +1,12 @@
 """A VM that is up: what containers use of it, how its end is noticed, links that come later.
 
-Owns: the daemons' and the VMM's lives as one (the end of any is the end of all), the numbering of streams.
-Must not know: how it was built (builder.py). Used by sandbox.py; implements sandbox.Machine.
+Owns: the numbering of streams, what the end of the connection to the agent means. Must not know: how it was built
+(builder.py), how its parts' ends become one (fate.py). Used by sandbox.py; implements sandbox.Machine.
 """
 
 from __future__ import annotations
 
 import itertools
-import threading
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
@@ -26,11 +25,12 @@ if TYPE_CHECKING:
     from shim.hypervisor.base import Vm
     from shim.hypervisor.vsock import Transport
     from shim.network.plan import NetworkPlan, NicInfo
-    from shim.process import Child
+    from shim.sandbox.fate import Fate
     from shim.sandbox.plan import SandboxPlan
     from shim.share.tree import ShareTree
 
 STREAM_TIMEOUT = 10.0  # seconds to connect one stream
+LAST_WORDS = 2.0  # seconds for a VM to end after its agent has: it switches off
 
 
 class Network:
@@ -125,7 +125,7 @@ class RunningMachine:
         network: Network,
         plan: SandboxPlan,
         stdio: str,
-        log: Callable[[str, str], None],
+        fate: Fate,
     ) -> None:
         self.agent = agent
         self.share = share
@@ -134,23 +134,13 @@ class RunningMachine:
         self._vsock = vsock
         self._network = network
         self._stdio = stdio
-        self._log = log
+        self._fate = fate
         self._undo = ExitStack()
         self._ports = itertools.count(1)
-        self._guard = threading.Lock()
-        self._closing = False
-        self._reason = ""
-        self._on_end: Callable[[str], None] | None = None
-        vm.on_exit(lambda: self._ended("the VM has ended"))
-        vsock.on_exit(lambda: self._ended("the vsock daemon has ended"))
 
     def adopt(self, undo: ExitStack) -> None:
         """How everything is taken back at the end."""
         self._undo = undo
-
-    def watch(self, child: Child, name: str) -> None:
-        """A daemon without which the VM cannot go on."""
-        child.on_exit(lambda: self._ended(f"{name} has ended"))
 
     def learn_features(self) -> None:
         """Whether streams have connections of their own."""
@@ -172,11 +162,12 @@ class RunningMachine:
 
     def on_end(self, callback: Callable[[str], None]) -> None:
         """Call `callback(reason)` once, in a thread of its own, when the machine has ended by itself."""
-        with self._guard:
-            self._on_end = callback
-            reason = self._reason
-        if reason:
-            self._tell(reason)
+        self._fate.tell(callback)
+
+    def agent_left(self) -> None:
+        """The agent has hung up, which it does not do while it lives; the VM's own end tells more, so that comes first."""
+        if not self._fate.wait(LAST_WORDS):
+            self._fate.end(f"the agent has closed its connection{last_line(self._vm.console_tail())}")
 
     def rescan_network(self) -> None:
         """Carry links that came since the boot into the machine."""
@@ -184,29 +175,11 @@ class RunningMachine:
 
     def close(self) -> None:
         """End everything. Repeatable."""
-        with self._guard:
-            self._closing = True
+        self._fate.release()
         self._undo.close()
 
-    def _ended(self, reason: str) -> None:
-        """In the watching thread. The first end is the reason; the others follow from it."""
-        with self._guard:
-            if self._closing or self._reason:
-                return
-            self._reason = f"{reason}{_last_line(self._vm.console_tail())}"
-            ready = self._on_end is not None
-        if ready:
-            self._tell(self._reason)
 
-    def _tell(self, reason: str) -> None:
-        def tell() -> None:
-            self._vm.stop(0)
-            assert self._on_end is not None
-            self._on_end(reason)
-
-        threading.Thread(target=tell, name="hako-machine-end", daemon=True).start()
-
-
-def _last_line(console: str) -> str:
+def last_line(console: str) -> str:
+    """What a guest said last, as the rest of a sentence about its end; "" if it said nothing."""
     lines = [line.strip() for line in console.splitlines() if line.strip()]
     return f"; its console's last line: {lines[-1]}" if lines else ""

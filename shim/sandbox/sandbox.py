@@ -55,6 +55,9 @@ class Machine(Protocol):
         ended.
         """
 
+    def agent_left(self) -> None:
+        """The connection to the agent has ended. May wait a moment for the reason."""
+
     def rescan_network(self) -> None:
         """Carry links that came since the boot into the machine."""
 
@@ -252,7 +255,7 @@ class Sandbox:
             machine = self._factory.build(self.config, self._plan, self.netns, self.store)
             self._machine = machine
         machine.on_end(self._machine_ended)
-        self._await_oom(machine.agent)
+        self._await_oom(machine)
 
     def _dismiss(self, container: Container) -> None:
         with self._guard:
@@ -286,13 +289,17 @@ class Sandbox:
         for container in ended:
             container.machine_died()
 
-    def _await_oom(self, agent: AgentClient) -> None:
+    def _await_oom(self, machine: Machine) -> None:
+        """The call that is always under way: its failure is also how the end of the connection is noticed."""
+
         def told(container_id: str | None, error: errors.HakoError | None) -> None:
             if container_id is None:
+                if isinstance(error, errors.Unavailable):
+                    threading.Thread(target=machine.agent_left, name="hako-agent-left", daemon=True).start()
                 return
             container = self.containers.get(container_id)
             if container is not None:
                 container.note_oom()
-            agent.next_oom(told)
+            machine.agent.next_oom(told)
 
-        agent.next_oom(told)
+        machine.agent.next_oom(told)

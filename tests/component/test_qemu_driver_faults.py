@@ -116,6 +116,16 @@ def test_stop_is_quick_and_repeatable_from_threads(launch: Launch) -> None:
     assert vm.exited()
 
 
+def test_a_stop_wakes_who_waits_for_the_hello(launch: Launch) -> None:
+    """Somebody else ends the VM (a daemon has died): the boot has failed, now and not at its deadline."""
+    vm = launch("silent")
+    threading.Timer(0.3, vm.stop, (0,)).start()
+    start = time.monotonic()
+    with pytest.raises(BootError, match="killed by SIGKILL"):
+        vm.wait_ready(60)
+    assert time.monotonic() - start < 20
+
+
 def test_commands_after_the_end_say_so(launch: Launch) -> None:
     """A dead VMM is an error that says that it is dead."""
     vm = launch("hello")

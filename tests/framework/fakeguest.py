@@ -316,6 +316,11 @@ class FakeMachine:
         """Remember whom to tell."""
         self._on_end = callback
 
+    def agent_left(self) -> None:
+        """The agent hung up: the machine goes down with it."""
+        if not self.closed and self._on_end is not None:
+            self._on_end("the agent has closed its connection")
+
     def rescan_network(self) -> None:
         """Count."""
         self.rescans += 1

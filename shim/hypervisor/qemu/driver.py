@@ -116,7 +116,8 @@ class QemuVm:
             reason = f"QEMU {process.describe_status(status)}"
         stderr = self._child.stderr_tail()
         said = self.console_tail()
-        if explain and not said.strip() and not stderr.strip() and not self._spec.serial:
+        killed = status is not None and status < 0  # from outside: another boot would say nothing about it
+        if explain and not killed and not said.strip() and not stderr.strip() and not self._spec.serial:
             said = diagnose(self._spec, self._options, min(timeout, DIAGNOSIS_DEADLINE))
         return BootError("boot", reason, console_tail=said, vmm_stderr=stderr)
 
@@ -278,7 +279,8 @@ class QemuVm:
                 self._quit(timeout)
             self._child.terminate(0)
             self._stopped = True
-            self._child.close()
+            self._child.close()  # from here on its end is not told
+            self._notify(ready=False)
             self._qmp.close()
             self._console.close()
             if self._serial is not None:
