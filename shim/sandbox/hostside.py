@@ -132,7 +132,11 @@ class HostSide:
         self._store.change(lambda state: state["containers"][self._request.id][key].extend(values))
 
     def _forget(self) -> None:
-        self._store.change(lambda state: state["containers"].pop(self._request.id, None))
+        """A disk that is full must not keep a container from going: what the state file still names is gone then."""
+        try:
+            self._store.change(lambda state: state["containers"].pop(self._request.id, None))
+        except HakoError as exc:
+            self._warn(str(exc))
 
     def _hooks_of(self, kind: str) -> tuple[oci.Hook, ...]:
         return getattr(self._hooks, kind, None) or ()

@@ -15,13 +15,17 @@ import fcntl
 import json
 import os
 
+from shim.errors import AlreadyExists, HakoError
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
+STEP = "keep the pod's state"
 STATE_FILE = "state.json"
 LOCK_FILE = "lock"
+NEW = ".new"  # appended to the name of a file that is being written
 VERSION = 1
 
 
@@ -55,28 +59,25 @@ class Store:
     def create(cls, directory: str, sandbox_id: str, namespace: str) -> Store:
         """A new store in `directory` (host path, made if missing).
 
-        Raises BlockingIOError if a process has it.
+        Raises HakoError if it cannot be written; nothing is left then. Raises AlreadyExists if a process has it.
         """
-        os.makedirs(directory, mode=0o711, exist_ok=True)
-        store = cls(directory, take_lock(directory), {})
-        with store._guard:
-            store.state.update(
-                version=VERSION,
-                sandbox_id=sandbox_id,
-                namespace=namespace,
-                pid=os.getpid(),
-                start_time=start_time(os.getpid()),
-                processes=[],
-                cgroups=[],
-                paths=[],
-                network=None,
-                containers={},
-            )
-            store._save()
+        try:
+            os.makedirs(directory, mode=0o711, exist_ok=True)
+            store = cls(directory, take_lock(directory), {})
+        except BlockingIOError as exc:
+            raise AlreadyExists("a process that lives has this state", step=STEP, object=directory) from exc
+        except OSError as exc:
+            _remove_empty(directory)
+            raise _failed(exc, directory) from exc
+        try:
+            store.change(lambda state: state.update(_fresh(sandbox_id, namespace)))
+        except HakoError:
+            store.remove()
+            raise
         return store
 
     def change(self, edit: Callable[[dict[str, Any]], object]) -> None:
-        """Apply `edit` to the state and save it."""
+        """Apply `edit` to the state and save it. Raises HakoError if it cannot be written."""
         with self._guard:
             edit(self.state)
             self._save()
@@ -87,20 +88,17 @@ class Store:
         self.change(lambda state: state["processes"].append(entry))
 
     def _save(self) -> None:
-        write_atomically(os.path.join(self.directory, STATE_FILE), json.dumps(self.state).encode())
+        path = os.path.join(self.directory, STATE_FILE)
+        try:
+            write_atomically(path, json.dumps(self.state).encode())
+        except OSError as exc:
+            raise _failed(exc, path) from exc
 
     def remove(self) -> None:
         """The pod is gone: remove the files and the directory, if nothing else is left in it."""
-        for name in (STATE_FILE, LOCK_FILE):
-            try:
-                os.unlink(os.path.join(self.directory, name))
-            except FileNotFoundError:
-                pass
-        for directory in (self.directory, os.path.dirname(self.directory)):
-            try:
-                os.rmdir(directory)
-            except OSError:  # not empty: another pod of the namespace, or something that must be looked at
-                break
+        for name in (STATE_FILE, STATE_FILE + NEW, LOCK_FILE):
+            _unlink(os.path.join(self.directory, name))
+        _remove_empty(self.directory)
         self.close()
 
     def close(self) -> None:
@@ -108,6 +106,35 @@ class Store:
         if self._lock_fd >= 0:
             os.close(self._lock_fd)
             self._lock_fd = -1
+
+
+def _fresh(sandbox_id: str, namespace: str) -> dict[str, Any]:
+    """The state of a pod that has nothing yet."""
+    return {
+        "version": VERSION,
+        "sandbox_id": sandbox_id,
+        "namespace": namespace,
+        "pid": os.getpid(),
+        "start_time": start_time(os.getpid()),
+        "processes": [],
+        "cgroups": [],
+        "paths": [],
+        "network": None,
+        "containers": {},
+    }
+
+
+def _failed(exc: OSError, path: str) -> HakoError:
+    return HakoError(exc.strerror or str(exc), step=STEP, object=path)
+
+
+def _remove_empty(directory: str) -> None:
+    """The pod's directory and the namespace's."""
+    for path in (directory, os.path.dirname(directory)):
+        try:
+            os.rmdir(path)
+        except OSError:  # not empty: another pod of the namespace, or something that must be looked at
+            break
 
 
 def take_lock(directory: str) -> int:
@@ -141,12 +168,27 @@ def read(directory: str) -> dict[str, Any] | None:
 
 
 def write_atomically(path: str, data: bytes) -> None:
-    """Replace a file so that a crash leaves the old or the new content, never a mixture."""
-    temporary = f"{path}.new"
-    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    """Replace a file so that a crash leaves the old or the new content, never a mixture. Raises OSError; the old
+    content is there then.
+    """
+    temporary = path + NEW
     try:
-        os.write(fd, data)
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-    os.rename(temporary, path)
+        with open(temporary, "wb", opener=_private) as stream:
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.rename(temporary, path)
+    except OSError:
+        _unlink(temporary)
+        raise
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_CLOEXEC, 0o600)
+
+
+def _unlink(path: str) -> None:
+    try:
+        os.unlink(path)
+    except FileNotFoundError:
+        pass

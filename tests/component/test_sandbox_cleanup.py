@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from shim.errors import HakoError
 from shim.sandbox import cleanup, store
 from tests.framework.containerd import short_directory
 
@@ -130,6 +131,24 @@ def test_twice_and_without_anything(directory: Path) -> None:
     (crashed.pod / "state.json").write_text("{")
     cleanup.clean_up(str(crashed.pod), str(directory / "sock"))
     assert not crashed.pod.exists()
+
+
+def test_a_full_disk(directory: Path) -> None:
+    """A state that cannot be written is an error that names the file; what was there stays, and all of it can go."""
+    root = directory / "small"
+    root.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "none", str(root)], check=True)
+    made = store.Store.create(str(root / "ns/pod1"), "pod1", "ns")
+    with pytest.raises(HakoError, match=r"state\.json: No space left on device"):
+        made.change(lambda state: state["paths"].append("x" * 100_000))
+    found = store.read(str(root / "ns/pod1"))
+    assert found is not None and found["paths"] == []
+    (root / "filler").write_bytes(bytes(32 << 10))
+    with pytest.raises(HakoError, match="keep the pod's state"):
+        for number in range(100):
+            store.Store.create(str(root / f"ns/more{number}"), "more", "ns")
+    made.remove()
+    assert not (root / "ns/pod1").exists()
 
 
 def test_mount_points_with_odd_names_are_found(directory: Path) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from shim.errors import AlreadyExists
 from shim.sandbox import store
 from shim.sandbox.store import Store
 
@@ -37,7 +38,7 @@ def test_one_process_has_a_pod(tmp_path: Path) -> None:
     """A second create of the same directory is refused while the first lives."""
     made = Store.create(str(tmp_path), "p", "ns")
     assert store.is_alive(str(tmp_path))
-    with pytest.raises(BlockingIOError):
+    with pytest.raises(AlreadyExists, match="a process that lives"):
         Store.create(str(tmp_path), "p", "ns")
     made.close()
     assert not store.is_alive(str(tmp_path))
