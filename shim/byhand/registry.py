@@ -2,9 +2,9 @@
 no daemon.
 
     /run/hako/containers/ID/record.json   what was asked for, written once before the container starts
-    /run/hako/containers/ID/              also the bundle: config.json, rootfs/, log, address, output.log,
-    fifos /run/hako/containers/ID/exit.json     how it ended, once it has (written by the pod process)
-    /run/hako/names/NAME -> ID            a symbolic link: the kernel decides who gets a name
+    /run/hako/containers/ID/              also the bundle: config.json, rootfs/, log, address, output.log, fifos
+    /run/hako/containers/ID/exit.json     how it ended, once it has (written by the pod process)
+    /run/hako/names/NAME -> ID            a symbolic link, made and removed under a lock on the directory
 
 Owns: these files. Must not know: how a container is made or what state it is in (status.py).
 """
@@ -14,12 +14,14 @@ from __future__ import annotations
 import fcntl
 import os
 import time
+from contextlib import contextmanager
 
 from shim import paths
 from shim.errors import AlreadyExists, HakoError, NotFound
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from typing import Any
 
 NAMESPACE = "hako"  # what containerd calls a namespace: our containers never meet an engine's
@@ -74,26 +76,54 @@ def names_root() -> str:
 
 
 def new(name: str) -> Container:
-    """Claim a new id and `name` ("" for one after the id). Raises AlreadyExists if the name is taken."""
+    """A new container with a record. `name`: "" for one after the id. Raises AlreadyExists if the name is taken."""
+    container, lock = begin(name)
+    os.close(lock)
+    return container
+
+
+def begin(name: str) -> tuple[Container, int]:
+    """The same, and a descriptor that says "somebody is making this container" as long as it is open.
+
+    Whoever is killed from here on leaves a container that can be listed and removed.
+    """
     os.makedirs(names_root(), mode=0o711, exist_ok=True)
     os.makedirs(containers_root(), mode=0o711, exist_ok=True)
-    while True:
+    with _names_locked():  # between a look at a name and taking it nobody else may do the same
+        _sweep()
         container_id = os.urandom(ID_BYTES).hex()
+        container = Container(id=container_id, name=name or container_id, created=time.time())
+        _refuse_taken(container.name)
+        os.mkdir(container.directory, 0o711)
         try:
-            os.mkdir(os.path.join(containers_root(), container_id), 0o711)
-            break
-        except FileExistsError:
-            continue
-    try:
-        _claim(name or container_id, container_id)
-    except BaseException:
-        os.rmdir(os.path.join(containers_root(), container_id))
-        raise
-    return Container(id=container_id, name=name or container_id, created=time.time())
+            lock_fd = lock(container)
+            save(container)
+            os.symlink(container_id, os.path.join(names_root(), container.name))
+        except BaseException:
+            _remove(container)
+            raise
+        return container, lock_fd
+
+
+def _sweep() -> None:
+    """Directories whose makers were killed before they had written a record."""
+    for entry in os.scandir(containers_root()):
+        try:
+            os.rmdir(entry.path)
+        except OSError:  # a container, or one that is being removed
+            pass
+
+
+def _refuse_taken(name: str) -> None:
+    """Raise AlreadyExists, unless what `name` meant is gone."""
+    holder = _id_of_name(name)
+    if holder and os.path.isdir(os.path.join(containers_root(), holder)):
+        raise AlreadyExists(f"the name {name} is in use by container {holder}", hint=f"hako rm {name} frees it")
+    _unlink(os.path.join(names_root(), name))
 
 
 def lock(container: Container) -> int:
-    """A descriptor that says "somebody is making this container" as long as it is open."""
+    """A descriptor as `begin` gives it."""
     fd = os.open(container.directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     fcntl.flock(fd, fcntl.LOCK_EX)
     return fd
@@ -154,17 +184,18 @@ def find(reference: str) -> Container:
 def forget(container: Container) -> None:
     """Remove the container's directory and name. What is mounted below it must be unmounted before."""
     _refuse_mounts(container.directory)
+    if not os.path.isdir(names_root()):
+        return
+    with _names_locked():
+        _remove(container)
+
+
+def _remove(container: Container) -> None:
     import shutil
 
     shutil.rmtree(container.directory, ignore_errors=True)
-    release_name(container)
-
-
-def release_name(container: Container) -> None:
-    """Give the name back, if it is this container's."""
-    link = os.path.join(names_root(), container.name)
     if _id_of_name(container.name) == container.id:
-        _unlink(link)
+        _unlink(os.path.join(names_root(), container.name))
 
 
 def read_json(path: str) -> dict[str, Any] | None:
@@ -184,23 +215,23 @@ def write_json(path: str, value: object) -> None:
     import json
 
     draft = f"{path}.{os.getpid()}.new"
-    with open(draft, "w", encoding="utf-8") as stream:
-        json.dump(value, stream)
-    os.replace(draft, path)
+    try:
+        with open(draft, "w", encoding="utf-8") as stream:
+            json.dump(value, stream)
+        os.replace(draft, path)
+    except OSError:
+        _unlink(draft)
+        raise
 
 
-def _claim(name: str, container_id: str) -> None:
-    link = os.path.join(names_root(), name)
-    while True:
-        try:
-            os.symlink(container_id, link)
-            return
-        except FileExistsError:
-            holder = _id_of_name(name)
-            if os.path.isdir(os.path.join(containers_root(), holder or ".none")):
-                hint = f"hako rm {name} frees it"
-                raise AlreadyExists(f"the name {name} is in use by container {holder}", hint=hint) from None
-            _unlink(link)  # what it named is gone
+@contextmanager
+def _names_locked() -> Iterator[None]:
+    fd = os.open(names_root(), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(fd)
 
 
 def _id_of_name(name: str) -> str:

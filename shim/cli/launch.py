@@ -15,7 +15,7 @@ from shim import errors
 from shim.byhand import registry
 from shim.cli import bundle, ending, exitstatus, shimbinary
 from shim.cli.fifos import Fifos
-from shim.cli.task import Task
+from shim.cli.task import Gone, Task
 from shim.image import overlay, store
 from shim.network import nat
 
@@ -57,19 +57,21 @@ def launch(wishes: Wishes, progress: Progress, undo: ExitStack) -> Launched:
     )
     undo.callback(fifos.close)
     progress.step("starting its virtual machine")
-    task, pod = _start_pod(container, undo)
     try:
+        task, pod = _start_pod(container, undo)
         stdio = fifos.logged(container.file(registry.OUTPUT))
         task.create(container.directory, stdio, terminal=wishes.terminal)
+    except Gone as exc:
+        raise ending.lost(container) from exc
     except errors.HakoError as exc:
         raise exitstatus.of_start(exc) from exc
     return Launched(container, task, fifos, pod)
 
 
 def _register(wishes: Wishes, undo: ExitStack) -> Container:
-    container = registry.new(wishes.name)
+    container, lock = registry.begin(wishes.name)
+    undo.callback(os.close, lock)
     undo.callback(registry.forget, container)
-    undo.callback(os.close, registry.lock(container))
     container.image = wishes.image or wishes.rootfs
     container.terminal, container.interactive = wishes.terminal, wishes.interactive
     container.remove = wishes.remove

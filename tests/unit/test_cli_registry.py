@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -72,10 +73,37 @@ def test_forgetting_frees_name_and_directory() -> None:
 
 
 def test_an_unfinished_directory_is_no_container() -> None:
-    """Without a record, or with half of one, nothing is listed."""
-    registry.new("")
+    """One without a record goes with the next container that is made; half a record lists nothing."""
+    empty = Path(registry.containers_root(), "0123456789ab")
+    empty.mkdir(parents=True)
     Path(registry.new("").file(registry.RECORD)).write_text('{"id": "x')
-    assert registry.all() == []
+    assert registry.all() == [] and not empty.exists()
+
+
+def test_a_container_is_there_from_its_first_moment() -> None:
+    """Whoever is killed while making it leaves something that can be listed, found by its name and removed."""
+    container, lock = registry.begin("web")
+    assert status.of(registry.find("web")).status == status.STARTING
+    os.close(lock)
+    assert status.of(registry.find("web")).status == status.DEAD
+    registry.forget(container)
+    assert os.listdir(registry.names_root()) == os.listdir(registry.containers_root()) == []
+
+
+def test_one_of_many_gets_a_name() -> None:
+    """Twenty at once want a name that a crash has left behind: one gets it, nothing is left of the others."""
+    os.makedirs(registry.names_root())
+    os.symlink("0123456789ab", os.path.join(registry.names_root(), "web"))
+
+    def claim(_number: int) -> str:
+        try:
+            return registry.new("web").id
+        except AlreadyExists:
+            return ""
+
+    with ThreadPoolExecutor(20) as pool:
+        got = [container_id for container_id in pool.map(claim, range(20)) if container_id]
+    assert got == os.listdir(registry.containers_root()) == [registry.find("web").id]
 
 
 def test_states_from_files() -> None:
