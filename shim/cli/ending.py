@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 KILL_PATIENCE = 10.0  # seconds until a SIGKILL must have worked, in a busy emulated guest too
 TEARDOWN = 30.0  # seconds for the pod's process to take away the VM, its network and itself
+LOG_TAIL = 4096
 GIVE_UP = 5.0  # seconds for a pod to end upon SIGTERM, before it is killed and cleaned up after
 
 
@@ -59,7 +60,7 @@ def kill(container: Container) -> None:
 
 def await_end(pod: int, container: Container) -> None:
     """Wait until the pod's process has ended and taken everything with it. Raises Timeout."""
-    if not _ended(pod, TEARDOWN):
+    if not has_ended(pod, TEARDOWN):
         raise Timeout("its process does not end", step="remove virtual machine", object=container.name)
 
 
@@ -70,7 +71,7 @@ def end_pod(container: Container, pod: int) -> None:
             signal.pidfd_send_signal(pod, number)
         except ProcessLookupError:
             pass
-        if _ended(pod, patience):
+        if has_ended(pod, patience):
             break
     clean_up(container)
 
@@ -78,6 +79,23 @@ def end_pod(container: Container, pod: int) -> None:
 def clean_up(container: Container) -> None:
     """What is left of a pod whose process is gone, taken away as an engine would do it: `delete`."""
     shimbinary.delete(container)
+
+
+def lost(container: Container) -> Unavailable:
+    """What to say when the pod's process is gone before its container's end was told."""
+    reason = _last_words(container) or "the container's process ended without a word: it was killed"
+    return Unavailable(reason, object=container.name)
+
+
+def _last_words(container: Container) -> str:
+    """The last line that the pod's process left, unless that is an ordinary one (log.py)."""
+    try:
+        with open(container.file("log"), "rb") as stream:
+            stream.seek(max(0, os.fstat(stream.fileno()).st_size - LOG_TAIL))
+            lines = stream.read().decode("utf-8", "replace").splitlines()
+    except OSError:
+        return ""
+    return lines[-1] if lines and not lines[-1].startswith('time="') else ""
 
 
 def connect(container: Container) -> Task:
@@ -102,7 +120,8 @@ def _end(task: Task, number: int, patience: float) -> bool:
     return False
 
 
-def _ended(pod: int, timeout: float) -> bool:
+def has_ended(pod: int, timeout: float) -> bool:
+    """Whether the pod's process has, waiting for that `timeout` seconds."""
     poll = select.poll()
     poll.register(pod, select.POLLIN)
     return bool(poll.poll(timeout * 1000))

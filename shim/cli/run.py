@@ -12,10 +12,12 @@ import sys
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
+from shim.byhand import aftercare
 from shim.cli import ending, exitstatus, wishes
 from shim.cli.launch import Launched, launch
 from shim.cli.progress import Progress
 from shim.cli.session import BROKEN_PIPE, DETACHED, Session
+from shim.cli.task import Gone
 from shim.errors import HakoError
 
 if TYPE_CHECKING:
@@ -54,6 +56,9 @@ def _attached(made: Launched, wanted: wishes.Wishes, undo: ExitStack) -> int:
         _start(made)
         undo.pop_all()
         outcome = session.run()
+    except Gone as exc:
+        _take_away(made)
+        raise ending.lost(made.container) from exc
     finally:
         session.close()
         made.fifos.close()
@@ -61,6 +66,13 @@ def _attached(made: Launched, wanted: wishes.Wishes, undo: ExitStack) -> int:
         return _left(made, outcome.reason)
     ending.await_end(made.pod, made.container)
     return outcome.status
+
+
+def _take_away(made: Launched) -> None:
+    """The pod's process was killed, and with it whoever else would do this."""
+    ending.end_pod(made.container, made.pod)
+    if made.container.remove:
+        aftercare.removed(made.container.id)
 
 
 def _start(made: Launched) -> None:

@@ -32,6 +32,10 @@ _KINDS: dict[int, type[errors.HakoError]] = {
 }
 
 
+class Gone(errors.Unavailable):
+    """The pod's process has ended; what was asked of it may or may not have been done."""
+
+
 class Task:
     """One container's task. `address` is what `containerd-shim-hako-v2 start` printed."""
 
@@ -144,7 +148,7 @@ def _dial(path: str) -> Any:
         sock.connect(path)
     except OSError as exc:
         sock.close()
-        raise errors.Unavailable("the container's process is gone", object=path) from exc
+        raise Gone("the container's process is gone", object=path) from exc
     return sock
 
 
@@ -153,7 +157,7 @@ def _translated(exc: Exception, method: str) -> errors.HakoError:
         error = _KINDS.get(exc.code, errors.HakoError)(exc.message)
         error.code = exc.code
         return error
-    return errors.Unavailable("the container's process ended", step=method)
+    return Gone("the container's process ended", step=method)
 
 
 def _empty() -> type[Any]:

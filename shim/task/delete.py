@@ -33,6 +33,8 @@ def delete(invocation: Invocation) -> bytes:
     pid = 0
     if os.path.isdir(directory):
         pid = _delete_from(directory, invocation, sandbox_id)
+    else:
+        _end_unused(paths.task_socket(sandbox_id, invocation.namespace), invocation.id)
     _unmount_rootfs(bundle)
     return response(pid, KILLED, time.time_ns())
 
@@ -69,6 +71,21 @@ def _deleted_through(socket_path: str, container_id: str) -> bool:
         os.write(2, f"delete {container_id}: {exc}\n".encode())
         return False
     return True
+
+
+def _end_unused(socket_path: str, container_id: str) -> None:
+    """End a pod process that was started and never got a task: its engine, or `hako run`, was killed in between."""
+    if not os.path.exists(socket_path):
+        return
+    from agent.ttrpc.status import RpcError
+    from shim.task import remote
+
+    try:
+        remote.shut_down(socket_path, container_id, DEADLINE)
+    except ConnectionRefusedError:  # it was killed
+        os.unlink(socket_path)
+    except (RpcError, OSError) as exc:
+        os.write(2, f"end the process of {container_id}: {exc}\n".encode())
 
 
 def _unmount_rootfs(bundle: str) -> None:

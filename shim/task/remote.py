@@ -6,6 +6,8 @@ own client).
 
 from __future__ import annotations
 
+import os
+import select
 import time
 from socket import AF_UNIX, SOCK_STREAM, socket
 
@@ -24,10 +26,7 @@ SERVICE = "containerd.task.v2.Task"
 def kill_and_delete(path: str, container_id: str, timeout: float) -> None:
     """Kill the container, wait for its end, delete it. Raises OSError, RpcError; a missing one is fine."""
     deadline = time.monotonic() + timeout
-    sock = socket(AF_UNIX, SOCK_STREAM)
-    sock.settimeout(timeout)
-    sock.connect(path)
-    client = Client(sock)
+    client = _connected(path, timeout)
     try:
         kill = task_pb2.KillRequest(id=container_id, signal=9, all=True)
         _call(client, "Kill", kill, empty_pb2.Empty, deadline)
@@ -35,6 +34,35 @@ def kill_and_delete(path: str, container_id: str, timeout: float) -> None:
         _call(client, "Delete", task_pb2.DeleteRequest(id=container_id), task_pb2.DeleteResponse, deadline)
     finally:
         client.close()
+
+
+def shut_down(path: str, container_id: str, timeout: float) -> None:
+    """Ask a process without tasks to end, and wait until it has. Raises OSError, RpcError; one with tasks goes on."""
+    deadline = time.monotonic() + timeout
+    client = _connected(path, timeout)
+    try:
+        request = task_pb2.ConnectRequest(id=container_id)
+        pidfd = os.pidfd_open(client.call(SERVICE, "Connect", request, task_pb2.ConnectResponse, timeout).shim_pid)
+        try:
+            _call(client, "Shutdown", task_pb2.ShutdownRequest(id=container_id), empty_pb2.Empty, deadline)
+            poll = select.poll()
+            poll.register(pidfd, select.POLLIN)
+            poll.poll(max(0.0, deadline - time.monotonic()) * 1000)
+        finally:
+            os.close(pidfd)
+    finally:
+        client.close()
+
+
+def _connected(path: str, timeout: float) -> Client:
+    sock = socket(AF_UNIX, SOCK_STREAM)
+    sock.settimeout(timeout)
+    try:
+        sock.connect(path)
+    except OSError:
+        sock.close()
+        raise
+    return Client(sock)
 
 
 def _call(client: Client, method: str, request: Message, reply: type[Message], deadline: float) -> None:
