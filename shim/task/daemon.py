@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 from agent.linux.loop import Loop
 from agent.ttrpc.server import Server
 from shim import config as configuration
+from shim.errors import ConfigError
 from shim.log import Log
 from shim.sandbox.builder import HostFactory
 from shim.sandbox.sandbox import Sandbox
@@ -40,10 +41,19 @@ LAST_EVENTS = 3.0  # seconds for the engine to take the last events
 
 
 def run(listener: socket, path: str, invocation: Invocation, sandbox_id: str, options: Options) -> int:
-    """Serve until the end; the exit status. `path`: the socket's, removed at the end."""
-    config = configuration.load(options.config_path or None)
+    """Serve until the end; the exit status. `path`: the socket's, removed at the end.
+
+    A configuration with an error is what every Create is then refused with: an engine shows its users the answer to
+    that call, and nothing of a process that ends before it.
+    """
+    config, refusal = configuration.Config(), None
+    try:
+        config = configuration.load(options.config_path or None)
+    except ConfigError as exc:
+        refusal = exc
     log = Log("debug" if invocation.debug else config.runtime.log_level)
     daemon = Daemon(config, log, invocation, sandbox_id)
+    daemon.refuse(refusal)
     try:
         daemon.serve(listener)
     finally:
@@ -78,6 +88,10 @@ class Daemon:
             on_error=lambda exc, call: log("error", f"{call}: {exc!r}"),
             executor=_in_thread,
         )
+
+    def refuse(self, reason: ConfigError | None) -> None:
+        """No container can be created because of this."""
+        self._service.refusal = reason
 
     def serve(self, listener: socket) -> None:
         """Run the loop until somebody stops it."""

@@ -46,6 +46,8 @@ class TaskService:
         self._publisher = publisher
         self._log = log
         self._shut_down = shut_down
+        self.refusal: errors.HakoError | None = None
+        """Why no container can be created at all."""
         self.sandbox: Sandbox
         """Set by daemon.py: the sandbox tells us of exits, so each needs the other."""
 
@@ -88,6 +90,8 @@ class TaskService:
 
     def create(self, request: task_pb2.CreateTaskRequest) -> task_pb2.CreateTaskResponse:
         """Create the container, and the pod's VM with its first one."""
+        if self.refusal is not None:
+            raise self.refusal
         if request.checkpoint or request.parent_checkpoint:
             raise errors.Unsupported("checkpoints cannot be restored", object=request.id)
         mounts = tuple(RootfsMount(m.type, m.source, tuple(m.options), m.target) for m in request.rootfs)
