@@ -141,7 +141,7 @@ def test_terminal_session(tmp_path: Path) -> None:
 
 def test_control_c_belongs_to_the_container(tmp_path: Path) -> None:
     """Ctrl-C interrupts the command through its own terminal; the client gets no signal."""
-    screen = _screen(tmp_path, "sh", "-c", "trap 'echo int; exit 5' INT; echo ready; cat")
+    screen = _screen(tmp_path, "sh", "-c", "trap 'echo int; exit 5' INT; echo ready; while :; do sleep 0.05; done")
     screen.wait_for(b"ready")
     screen.type(b"\x03")
     screen.wait_for(b"int")
