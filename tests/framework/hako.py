@@ -4,7 +4,8 @@
         assert hako.run("run", "--rm", IMAGE, "true").returncode == 0
         hako.assert_nothing_left()
 
-Owns: their environment, and what must not be left behind. Used by tests/vm/test_cli_*.py.
+`secluded()` is the same in namespaces of its own (room.py): what is left there is found by an inventory, and nothing
+can outlive it. Owns: their environment, and what must not be left behind. Used by tests/vm/test_cli_*.py.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from shim import paths
 from shim.install import launcher
 from tests.framework import images
 from tests.framework.containerd import ROOT, guest_config, short_directory
+from tests.framework.room import Room
 
 Result = subprocess.CompletedProcess[str]
 
@@ -128,3 +130,62 @@ def installation(settings: str = "") -> Iterator[Hako]:
         finally:
             hako.remove_everything()
         hako.assert_nothing_left()
+
+
+class Secluded(Hako):
+    """A Hako whose every process is in `room`, with a cache of its own but for what boots; pids are the room's."""
+
+    def __init__(self, directory: Path, settings: str = "") -> None:
+        super().__init__(directory, settings)
+        cache = directory / "cache"
+        cache.mkdir()
+        for entry in Path(paths.cache_root()).iterdir():
+            if entry.name != "oci":
+                (cache / entry.name).symlink_to(entry)
+        self.environment["HAKO_CACHE_DIR"] = str(cache)
+        self.room = Room(directory.name, (directory,))
+        try:
+            self.run("run", "--rm", "--network", "none", self.image, "true", check=True)  # caches and locks are there now
+        except BaseException:
+            self.room.close()
+            raise
+        self.before = self.room.inventory()
+
+    def argv(self, *words: str) -> list[str]:
+        """The command line of `hako`, in the room."""
+        return [*self.room.enter, *super().argv(*words)]
+
+    def processes(self) -> list[tuple[int, str]]:
+        """Everything that runs in the room."""
+        return sorted(self.room.processes().items())
+
+    def leftovers(self) -> list[str]:
+        """Whatever is in the room and was not when the first container had gone."""
+        return self.room.left(self.before, 0)
+
+    def wait_for_process(self, mark: str, timeout: float = 60) -> int:
+        """The pid in the room of the first process whose command line contains `mark`, once it is there."""
+        deadline = time.monotonic() + timeout
+        while True:
+            for pid, command in self.processes():
+                if mark in command:
+                    return pid
+            assert time.monotonic() < deadline, f"{mark} does not run: {self.processes()}"
+            time.sleep(0.002)
+
+    def kill(self, mark: str, number: int = 9) -> None:
+        """Send a signal to the process whose command line contains `mark`, as soon as it is there."""
+        self.room.kill(self.wait_for_process(mark), number)
+
+
+@contextmanager
+def secluded(settings: str = "") -> Iterator[Secluded]:
+    """A Secluded in a directory of its own; at the end nothing may be left."""
+    with short_directory() as directory:
+        hako = Secluded(directory, settings)
+        try:
+            yield hako
+            hako.remove_everything()
+            hako.assert_nothing_left()
+        finally:
+            hako.room.close()
