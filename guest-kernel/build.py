@@ -8,7 +8,7 @@ Usage: build.py [guest | kernel | stock] [--print-json]
     stock   the distribution's kernel
 
 With --print-json the answer is one JSON object: kernel, image or initrd (host paths, the other null), kind (hako or
-stock), version, cmdline (kernel command line), cmdline_tcg (to be appended where QEMU emulates the processor).
+stock), version. The kernel's command line is the shim's business (shim/hypervisor/qemu/argv.py).
 Without it, the paths, one in a line. What was asked for last is what `hako` and the shim find in the cache (the
 youngest file). Called by `make`, CI and tests. Knows which image goes with which kernel; how they are made is for
 kernel.py, stock.py and image.py.
@@ -30,31 +30,16 @@ import modules
 import stock
 from commands import BuildError
 
-# A panic ends the VM at once (QEMU runs with -no-reboot). Nothing below err reaches the console before the hello line.
-_ALWAYS = "console=hvc0 panic=-1 quiet"
-# Reason for each: README.md, "Command line". The second boot of a failed guest appends 8250.nr_uarts=1 console=ttyS0.
-_FAST = (
-    "noreplace-smp no_timer_check tsc=reliable swiotlb=noforce memhp_default_state=online "
-    "rcupdate.rcu_expedited=1 random.trust_cpu=on 8250.nr_uarts=0 dummy.numdummies=0"
-)
-_EROFS = "root=/dev/vda ro rootfstype=erofs init=/init"
-_INITRAMFS = "rdinit=/init"
-# The emulated processor does not speculate; without the LAPIC timer the kernel need not calibrate it (0.2 s), the HPET
-# does its work.
-_TCG = "mitigations=off nolapic_timer"
-
 
 @dataclass(frozen=True)
 class Guest:
-    """What boots: host paths and command lines. Exactly one of `image` and `initrd` is there."""
+    """What boots, as host paths. Exactly one of `image` and `initrd` is there."""
 
     kernel: str
     image: str | None
     initrd: str | None
     kind: str
     version: str
-    cmdline: str
-    cmdline_tcg: str = _TCG
 
 
 def ensure_hako(directory: Path | None = None) -> Guest:
@@ -62,14 +47,14 @@ def ensure_hako(directory: Path | None = None) -> Guest:
     made = directory or kernel.ensure()
     disk = image.ensure_erofs(image.guest_tree(image.AGENT, image.default_site()))
     version = (made / "version").read_text().strip()
-    return Guest(str(made / "vmlinux"), str(disk), None, "hako", version, f"{_ALWAYS} {_FAST} {_EROFS}")
+    return Guest(str(made / "vmlinux"), str(disk), None, "hako", version)
 
 
 def ensure_stock() -> Guest:
     """The distribution's kernel with the initramfs."""
     found = stock.ensure()
     initrd = image.ensure_initramfs(image.guest_tree(image.AGENT, image.default_site()), found)
-    return Guest(str(found.vmlinuz), None, str(initrd), "stock", found.release, f"{_ALWAYS} {_FAST} {_INITRAMFS}")
+    return Guest(str(found.vmlinuz), None, str(initrd), "stock", found.release)
 
 
 def ensure(what: str) -> Guest:
