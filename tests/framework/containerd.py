@@ -5,8 +5,8 @@ touched.
         engine.import_busybox()
         result = engine.ctr("run", "--rm", "--runtime", HAKO, REFERENCE, "c1", "echo", "hi")
 
-HAKO_TEST_CONTAINERD names another containerd's directory (containerd, ctr, containerd-shim-runc-v2), for
-2.x. The directory of a test should be short: sockets live below it (107 bytes).
+The machine's containerd, or the one whose programs' directory is given. HAKO_TEST_CONTAINERD names another directory
+for the former. The directory of a test should be short: sockets live below it (107 bytes).
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from shim import paths, tools
 from tests.framework import ociimage
 
 HAKO = "io.containerd.hako.v2"
@@ -58,13 +59,19 @@ sys.exit(bootstrap.main())
 Result = subprocess.CompletedProcess[bytes]
 
 
-def binary(name: str) -> str:
-    """Path of containerd, ctr or a shim: from HAKO_TEST_CONTAINERD or the machine's packages."""
-    directory = os.environ.get("HAKO_TEST_CONTAINERD")
+def binary(name: str, directory: str = "") -> str:
+    """Path of containerd, ctr or a shim: from `directory`, HAKO_TEST_CONTAINERD or the machine's packages."""
+    directory = directory or os.environ.get("HAKO_TEST_CONTAINERD", "")
     found = shutil.which(name, path=directory) if directory else shutil.which(name)
     if found is None:
         raise FileNotFoundError(f"{name}: apt-get install containerd, or set HAKO_TEST_CONTAINERD")
     return found
+
+
+def second() -> str | None:
+    """Directory of the programs of a containerd 2, if it was fetched: python -m shim.tools --ensure containerd2."""
+    program = os.path.join(paths.cache_dir("tools"), "containerd2", tools.TOOLS["containerd2"].program)
+    return os.path.dirname(program) if os.access(program, os.X_OK) else None
 
 
 def write_launcher(directory: Path) -> Path:
@@ -96,11 +103,12 @@ def guest_config(directory: Path) -> dict[str, str]:
 
 class Containerd:
     """One containerd process in its own directory; `state_dir` is what hako keeps of its pods
-    (HAKO_STATE_DIR).
+    (HAKO_STATE_DIR); `programs` the directory of its programs, if not the machine's.
     """
 
-    def __init__(self, directory: Path, environment: dict[str, str] | None = None) -> None:
+    def __init__(self, directory: Path, environment: dict[str, str] | None = None, programs: str = "") -> None:
         self.directory = directory
+        self._programs = programs
         self.address = str(directory / "c.sock")
         self.state_dir = directory / "h"
         self.bin_dir = directory / "bin"
@@ -124,7 +132,7 @@ class Containerd:
     @property
     def environment(self) -> dict[str, str]:
         """What containerd and its shims run with."""
-        path = os.environ.get("HAKO_TEST_CONTAINERD", "")
+        path = os.path.dirname(binary("containerd", self._programs))
         return {
             **os.environ,
             "PATH": f"{self.bin_dir}:{path}:{os.environ['PATH']}",
@@ -142,7 +150,7 @@ class Containerd:
         """Start containerd and wait until it answers."""
         with self.log_file.open("ab") as log:
             self._process = subprocess.Popen(
-                [binary("containerd"), "--config", str(self.directory / "config.toml")],
+                [binary("containerd", self._programs), "--config", str(self.directory / "config.toml")],
                 stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=self.environment,
             )  # fmt: skip
         try:
@@ -180,7 +188,7 @@ class Containerd:
 
     def argv(self, *arguments: str) -> list[str]:
         """ctr's command line."""
-        return [binary("ctr"), "--address", self.address, *arguments]
+        return [binary("ctr", self._programs), "--address", self.address, *arguments]
 
     def ctr(self, *arguments: str, timeout: float = 60, check: bool = True, input: bytes | None = None) -> Result:
         """Run ctr; with `check`, a failure raises with its stderr and containerd's log."""

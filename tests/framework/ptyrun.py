@@ -10,6 +10,7 @@ import struct
 import subprocess
 import termios
 import time
+from collections.abc import Callable
 
 
 def run_in_terminal(
@@ -20,15 +21,25 @@ def run_in_terminal(
     columns: int,
     typed: bytes,
     after: bytes,
+    resized: tuple[int, int] | None = None,
     timeout: float = 60,
 ) -> bytes:
-    """Everything that the program shows; `typed` is typed once `after` has appeared."""
+    """Everything that the program shows; once `after` has appeared, the terminal gets the size `resized` (rows, columns)
+    and `typed` is typed.
+    """
     master, slave = pty.openpty()
-    fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
-    process = subprocess.Popen(argv, stdin=slave, stdout=slave, stderr=slave, env=environment, start_new_session=True)
+    _set_size(slave, rows, columns)
+    session = ["setsid", "--ctty", *argv]  # SIGWINCH goes to whoever's controlling terminal it is
+    process = subprocess.Popen(session, stdin=slave, stdout=slave, stderr=slave, env=environment)
     os.close(slave)
+
+    def act() -> None:
+        if resized:
+            _set_size(master, *resized)
+        os.write(master, typed)
+
     try:
-        return _converse(master, typed, after, time.monotonic() + timeout)
+        return _converse(master, act, after, time.monotonic() + timeout)
     finally:
         os.close(master)
         if process.poll() is None:
@@ -39,8 +50,12 @@ def run_in_terminal(
         process.wait()
 
 
-def _converse(master: int, typed: bytes, after: bytes, deadline: float) -> bytes:
-    shown = b""
+def _set_size(fd: int, rows: int, columns: int) -> None:
+    fcntl.ioctl(fd, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
+
+
+def _converse(master: int, act: Callable[[], None], after: bytes, deadline: float) -> bytes:
+    shown, acted = b"", False
     while True:
         left = deadline - time.monotonic()
         ready, _, _ = select.select([master], [], [], max(0, left))
@@ -53,7 +68,7 @@ def _converse(master: int, typed: bytes, after: bytes, deadline: float) -> bytes
         if not chunk:
             return shown
         shown += chunk
-        if typed and after in shown:
+        if after in shown and not acted:
             time.sleep(0.2)
-            os.write(master, typed)
-            typed = b""
+            act()
+            acted = True

@@ -1,4 +1,8 @@
-"""Fixtures of tests that boot a VM: `booted` is a guest whose agent answers, with share and vsock."""
+"""Fixtures of tests that boot a VM: `booted` is a guest whose agent answers, with share and vsock; `engine` a containerd.
+
+Tests of `engine` run on the machine's containerd, those marked every_containerd on a containerd 2 too;
+`--containerd=all` runs each on both.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +10,32 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.framework import vm
+from tests.framework import containerd, vm
+from tests.framework.containerd import Containerd
+
+RELEASES = ("containerd", "containerd2")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """The releases of containerd on which a test runs."""
+    if "engine" in metafunc.fixturenames:
+        chosen = metafunc.config.getoption("--containerd")
+        every = metafunc.definition.get_closest_marker("every_containerd") is not None
+        releases = {"some": RELEASES if every else RELEASES[:1], "all": RELEASES, "1": RELEASES[:1], "2": RELEASES[1:]}[chosen]
+        metafunc.parametrize("engine", releases, indirect=True, scope="module")
+
+
+@pytest.fixture(scope="module")
+def engine(request: pytest.FixtureRequest) -> Iterator[Containerd]:
+    """One containerd for the tests of a module, with the test image; nothing may be left of its pods."""
+    programs = containerd.second() if request.param == "containerd2" else ""
+    if programs is None:
+        pytest.skip("no containerd 2: python -m shim.tools --ensure containerd2")
+    with containerd.short_directory() as directory, Containerd(directory, containerd.guest_config(directory), programs) as engine:
+        engine.import_busybox()
+        yield engine
+        engine.remove_everything()
+        engine.assert_nothing_left()
 
 
 @pytest.fixture(scope="session")

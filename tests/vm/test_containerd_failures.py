@@ -8,13 +8,12 @@ import os
 import re
 import signal
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from shim.sandbox.store import read
-from tests.framework.containerd import HAKO, Containerd, guest_config, short_directory
+from tests.framework.containerd import HAKO, Containerd
 from tests.framework.ociimage import REFERENCE
 
 pytestmark = [
@@ -22,14 +21,6 @@ pytestmark = [
     pytest.mark.engine,
     pytest.mark.skipif(os.geteuid() != 0, reason="needs root: containerd, QEMU's taps"),
 ]
-
-
-@pytest.fixture(scope="module")
-def engine() -> Iterator[Containerd]:
-    """One containerd for the tests of this module."""
-    with short_directory() as directory, Containerd(directory, guest_config(directory)) as engine:
-        engine.import_busybox()
-        yield engine
 
 
 def detached(engine: Containerd, name: str, *command: str, flags: tuple[str, ...] = ()) -> None:
@@ -72,6 +63,7 @@ def test_the_end_of_any_part_is_the_end_of_the_container(engine: Containerd, vic
     engine.assert_nothing_left()
 
 
+@pytest.mark.every_containerd
 def test_the_death_of_the_pod_process_leaves_nothing(engine: Containerd) -> None:
     """SIGKILL of the shim: containerd notices, runs `delete`, and QEMU, mounts, cgroups and files are gone."""
     name = engine.unique("dead")
@@ -99,6 +91,7 @@ def test_a_foreground_client_hears_of_the_death(engine: Containerd) -> None:
     engine.assert_nothing_left()
 
 
+@pytest.mark.every_containerd
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_containers_survive_a_restart_of_containerd(engine: Containerd, number: int) -> None:
     """The running container is there afterwards, takes an exec, and its output was not lost."""

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.framework.containerd import HAKO, Containerd, guest_config, short_directory
+from tests.framework.containerd import HAKO, Containerd
 from tests.framework.ociimage import REFERENCE
 
 pytestmark = [
@@ -16,14 +16,6 @@ pytestmark = [
     pytest.mark.engine,
     pytest.mark.skipif(os.geteuid() != 0, reason="needs root: containerd, QEMU's taps"),
 ]
-
-
-@pytest.fixture(scope="module")
-def engine() -> Iterator[Containerd]:
-    """One containerd for the tests of this module."""
-    with short_directory() as directory, Containerd(directory, guest_config(directory)) as engine:
-        engine.import_busybox()
-        yield engine
 
 
 def ip(*words: str) -> None:

@@ -11,12 +11,11 @@ import re
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.framework.containerd import HAKO, RUNC, Containerd, Result, guest_config, short_directory
+from tests.framework.containerd import HAKO, RUNC, Containerd, Result
 from tests.framework.ociimage import REFERENCE
 from tests.framework.ptyrun import run_in_terminal
 
@@ -25,16 +24,6 @@ pytestmark = [
     pytest.mark.engine,
     pytest.mark.skipif(os.geteuid() != 0, reason="needs root: containerd, QEMU's taps"),
 ]
-
-
-@pytest.fixture(scope="module")
-def engine() -> Iterator[Containerd]:
-    """One containerd for the tests of this module."""
-    with short_directory() as directory, Containerd(directory, guest_config(directory)) as engine:
-        engine.import_busybox()
-        yield engine
-        engine.remove_everything()
-        engine.assert_nothing_left()
 
 
 @pytest.fixture(params=[RUNC, HAKO], ids=["runc", "hako"])
@@ -103,6 +92,7 @@ def ctr(engine: Containerd, runtime: str) -> Runner:
     return Runner(engine, runtime)
 
 
+@pytest.mark.every_containerd
 def test_output_and_status_in_the_foreground(ctr: Runner) -> None:
     """stdout and stderr are apart and complete, the status is the process's."""
     result = ctr.run("sh", "-c", "echo out; echo err >&2; exit 7", check=False)
@@ -124,12 +114,14 @@ def test_large_output_is_complete(ctr: Runner) -> None:
     assert hashlib.md5(ctr.run("sh", "-c", script).stdout).hexdigest() == expected
 
 
+@pytest.mark.every_containerd
 def test_piped_input_to_its_end(ctr: Runner) -> None:
     """A megabyte on stdin comes back, and the end of the pipe ends `cat`."""
     data = os.urandom(1 << 20)
     assert ctr.run("cat", input=data).stdout == data
 
 
+@pytest.mark.every_containerd
 def test_a_missing_program_is_an_error_that_leaves_nothing(ctr: Runner) -> None:
     """Not a hang, not a status: ctr fails with words, and the same id could be used again."""
     result = ctr.run("/bin/no-such-program", check=False)
@@ -137,6 +129,7 @@ def test_a_missing_program_is_an_error_that_leaves_nothing(ctr: Runner) -> None:
     assert re.search(rb"no such file|not found", result.stderr)
 
 
+@pytest.mark.every_containerd
 def test_a_terminal(ctr: Runner) -> None:
     """-t: stdin and stdout are a terminal of the caller's size; what is typed arrives; ^D ends."""
     _name, words = ctr.arguments("sh", "-c", "sleep 1; test -t 0 && test -t 1 && stty size; cat", flags=("--rm", "-t"))
@@ -146,6 +139,17 @@ def test_a_terminal(ctr: Runner) -> None:
     assert "33 101" in text and text.count("typed") == 2
 
 
+@pytest.mark.every_containerd
+def test_a_terminal_is_resized(ctr: Runner) -> None:
+    """The caller's new size arrives while the process runs."""
+    script = "echo up; until [ \"$(stty size)\" = '40 90' ]; do sleep 0.1; done; echo it is"
+    _name, words = ctr.arguments("sh", "-c", script, flags=("--rm", "-t"))
+    argv = ctr.engine.argv(*words)
+    output = run_in_terminal(argv, ctr.engine.environment, rows=33, columns=101, typed=b"", after=b"up", resized=(40, 90))
+    assert b"it is" in output
+
+
+@pytest.mark.every_containerd
 def test_detached_life(ctr: Runner) -> None:
     """run -d, ls, ps, metrics, pause, resume, kill with a handler, delete with its status."""
     name = ctr.detached("sh", "-c", "trap 'exit 42' TERM; while :; do sleep 0.1; done")
@@ -162,6 +166,7 @@ def test_detached_life(ctr: Runner) -> None:
     assert ctr.delete(name) == 42
 
 
+@pytest.mark.every_containerd
 def test_metrics(engine: Containerd) -> None:
     """`ctr task metrics` shows the guest's counters (hako only: runc needs cgroups that this kind of host
     lacks).
@@ -174,6 +179,7 @@ def test_metrics(engine: Containerd) -> None:
     ctr.remove(name)
 
 
+@pytest.mark.every_containerd
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_signals_end_with_128_plus_n(ctr: Runner, number: int) -> None:
     """SIGKILL: 137. SIGTERM is ignored by an init without a handler, in a VM as under runc."""
@@ -187,6 +193,7 @@ def test_signals_end_with_128_plus_n(ctr: Runner, number: int) -> None:
     assert ctr.delete(name) == 137
 
 
+@pytest.mark.every_containerd
 def test_exec(ctr: Runner) -> None:
     """Output, status, input to its end, several at once, a missing program; the container lives on."""
     name = ctr.detached("sleep", "1000")
@@ -204,6 +211,7 @@ def test_exec(ctr: Runner) -> None:
     ctr.remove(name)
 
 
+@pytest.mark.every_containerd
 def test_exec_with_a_terminal(ctr: Runner) -> None:
     """A terminal of the caller's size."""
     name = ctr.detached("sleep", "1000")
@@ -250,6 +258,7 @@ def test_the_kernel_is_the_guests(engine: Containerd) -> None:
     assert release != os.uname().release
 
 
+@pytest.mark.every_containerd
 def test_nothing_is_left_of_a_container(ctr: Runner) -> None:
     """After run --rm: no process, mount, cgroup, socket or file."""
     ctr.run("true")
