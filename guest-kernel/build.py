@@ -1,7 +1,7 @@
 #!/usr/bin/python3
 """The one door to the guest: makes sure that a kernel and an image for it are there, and says where.
 
-Usage: build.py [guest | kernel | stock] [--print-json]
+Usage: build.py [guest | kernel | stock] [--print-json] [--aside]
 
     guest   (default) our kernel if it was compiled already, else the distribution's
     kernel  our kernel, compiled now if it must be (minutes)
@@ -57,12 +57,15 @@ def ensure_stock() -> Guest:
     return Guest(str(found.vmlinuz), None, str(initrd), "stock", found.release)
 
 
-def ensure(what: str) -> Guest:
-    """The guest that `what` (guest, kernel, stock) asks for, made the one that the shim finds. Raises BuildError."""
+def ensure(what: str, *, chosen: bool = True) -> Guest:
+    """The guest that `what` (guest, kernel, stock) asks for, if `chosen` made the one that the shim finds.
+
+    Raises BuildError.
+    """
     made = kernel.cached() if what == "guest" else None
     guest = ensure_stock() if what == "stock" or (what == "guest" and not made) else ensure_hako(made)
     for path in (guest.kernel, guest.image, guest.initrd):
-        if path:
+        if path and chosen:
             os.utime(path)
     return guest
 
@@ -72,9 +75,10 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(description="Make sure that a guest kernel and image are there.")
     parser.add_argument("what", nargs="?", default="guest", choices=["guest", "kernel", "stock"])
     parser.add_argument("--print-json", action="store_true", help="the answer as a JSON object")
+    parser.add_argument("--aside", action="store_true", help="what the shim finds stays what it was")
     options = parser.parse_args(arguments)
     try:
-        guest = asdict(ensure(options.what))
+        guest = asdict(ensure(options.what, chosen=not options.aside))
     except (BuildError, fragments.FragmentError, modules.ModuleError) as exc:
         print(f"build.py: {exc}", file=sys.stderr)
         return 1

@@ -42,6 +42,7 @@ def prepare() -> None:
 def prepare_tests() -> None:
     """What tests compare with and run beside; the tests of what cannot be had are skipped by name."""
     prepare()
+    step("stock guest", lambda: _build("stock", GUEST_TIMEOUT, "--aside"))
     for name in TEST_TOOLS:
         try:
             step(name, partial(tools.ensure, name))
@@ -87,9 +88,10 @@ def installed_files() -> dict[str, str]:
     return found
 
 
-def _build(what: str, timeout: float) -> dict[str, str | None]:
+def _build(what: str, timeout: float, *options: str) -> dict[str, str | None]:
     """Run guest-kernel/build.py; where kernel, image and initrd are (None: the guest has none)."""
-    answer = process.run([sys.executable, BUILD_GUEST, what, "--print-json"], timeout=timeout, env=_environment())
+    argv = [sys.executable, BUILD_GUEST, what, "--print-json", *options]
+    answer = process.run(argv, timeout=timeout, env=_environment())
     found: dict[str, str | None] = json.loads(answer)
     return found
 

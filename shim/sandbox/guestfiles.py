@@ -14,7 +14,7 @@ from shim.config import GuestConfig
 from shim.errors import NotFound
 
 KERNELS = ("vmlinux", "vmlinuz")
-HINT = "run `make guest` (or `hako-guest`), or set [guest] kernel and image in configuration.toml"
+HINT = "run `make guest`, or set [guest] kernel and image in configuration.toml"
 
 
 class GuestFiles(NamedTuple):

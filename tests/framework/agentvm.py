@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import socket
-import sys
 import tempfile
 import uuid
 from contextlib import ExitStack
@@ -20,14 +19,12 @@ from shim.errors import HakoError
 from shim.hypervisor.base import Share, VmSpec
 from shim.hypervisor.qemu.driver import Qemu
 from shim.hypervisor.vsock import DaemonTransport
-from shim.process import Confinement, run
+from shim.process import Confinement
 from shim.share import virtiofsd
-from tests.framework import box
+from tests.framework import box, guests
 from tests.framework.agentcalls import AgentCaller
-from tests.framework.importgraph import REPOSITORY
 
 BOOT_SECONDS = 60.0
-BUILD_SECONDS = 900.0
 PORTS = {"agent": 1024, "stdio": 1027}
 SHARED = "/run/kata-containers/shared/containers"
 NOBODY = 65534
@@ -45,15 +42,6 @@ def missing() -> str:
     except HakoError as exc:
         return str(exc)
     return "" if os.path.exists(box.BUSYBOX) else "apt install busybox-static"
-
-
-def guest_files() -> dict[str, str | None]:
-    """Kernel and image of the checkout, built where they are not in the cache."""
-    import json
-
-    argv = [sys.executable, str(REPOSITORY / "guest-kernel/build.py"), "guest", "--print-json"]
-    files: dict[str, str | None] = json.loads(run(argv, BUILD_SECONDS).splitlines()[-1])
-    return files
 
 
 class AgentVm(AgentCaller):
@@ -80,7 +68,7 @@ class AgentVm(AgentCaller):
         self._undo.close()
 
     def _boot(self) -> None:
-        files = guest_files()
+        files = guests.build("guest")
         unprivileged = Confinement(uid=NOBODY, gid=NOBODY)
         self.directory.chmod(0o755)
         self._vsock = DaemonTransport("", str(self.directory / "v"), unprivileged)

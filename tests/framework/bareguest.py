@@ -23,6 +23,7 @@ from pathlib import Path
 import pytest
 
 from shim.share import virtiofsd
+from tests.framework import guests
 from tests.framework.importgraph import REPOSITORY
 
 PYTHON = Path("/usr/bin/python3").resolve()
@@ -60,10 +61,10 @@ def need_kernel() -> Path:
     return our_kernel() or pytest.skip("our own kernel is not built: make kernel")
 
 
-def stock_kernel() -> tuple[Path, Path] | None:
-    """The distribution's kernel and the project's initramfs with its modules, from the cache."""
-    kernel, initrd = _newest("kernel/*/vmlinuz"), _newest("image/*/initrd.cpio")
-    return (kernel, initrd) if kernel and initrd else None
+def stock_kernel() -> tuple[Path, Path]:
+    """The distribution's kernel and the project's initramfs with its modules."""
+    built = guests.build("stock")
+    return Path(built["kernel"]), Path(built["initrd"])
 
 
 def _newest(pattern: str) -> Path | None:
