@@ -93,6 +93,22 @@ def test_volumes(hako: Hako, tmp_path: Path) -> None:
     assert (tmp_path / "ro/file").read_text() == "from the host\n"
 
 
+def test_what_the_host_changes_is_seen_after_a_second(hako: Hako, tmp_path: Path) -> None:
+    """Changed in place with the size it had, replaced, removed: the guest's caches do not outlive share.cache's second."""
+    (tmp_path / "file").write_text("one")
+    (tmp_path / "other").write_text("there")
+    script = "cat /v/file /v/other; echo .; read line; cat /v/file /v/other 2>&1"
+    argv = ["run", "--rm", "-i", "--network", "none", "-v", f"{tmp_path}:/v", hako.image, "sh", "-c", script]
+    with hako.popen(*argv) as running:
+        assert running.stdin is not None and running.stdout is not None
+        assert running.stdout.readline() == "onethere.\n"
+        (tmp_path / "file").write_text("two")
+        (tmp_path / "other").unlink()
+        time.sleep(1.5)
+        said, _ = running.communicate("\n", timeout=60)
+    assert said == "twocat: can't open '/v/other': No such file or directory\n"
+
+
 def test_rootfs_is_used_in_place(hako: Hako, tmp_path: Path) -> None:
     """--rootfs DIR runs in the directory itself: what the container writes is there afterwards."""
     (tmp_path / "bin").mkdir()
