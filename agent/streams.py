@@ -8,6 +8,7 @@ and ExecProcess. (The peer's vsock port is no use: through vhost-device-vsock th
 from __future__ import annotations
 
 import _socket
+import select
 
 from agent.errors import InvalidSpec
 from agent.linux.loop import READABLE
@@ -30,9 +31,11 @@ class Streams:
         listener.settimeout(0)
         self._loop = loop
         self._listener = listener
+        self._poll = select.poll()
+        self._poll.register(listener.fileno(), select.POLLIN)
         self._unclaimed: dict[int, _Stream] = {}
         self._greeting: set[_Stream] = set()
-        loop.add(listener.fileno(), READABLE, lambda _events: self._accept())
+        loop.add(listener.fileno(), READABLE, lambda _events: self._accept_all())
 
     def claim(self, port: int, field: str) -> int:
         """The connected socket whose peer has that port, as a descriptor that is the caller's from now on.
@@ -42,7 +45,7 @@ class Streams:
         """
         if port not in self._unclaimed:
             # The host connects and greets before it sends the request, but the request may be served first.
-            self._accept()
+            self._accept_all()
             for stream in list(self._greeting):
                 self._greet(stream)
         if port not in self._unclaimed:
@@ -58,12 +61,13 @@ class Streams:
         for stream in [*self._unclaimed.values(), *self._greeting]:
             self._drop(stream)
 
-    def _accept(self) -> None:
-        while True:
+    def _accept_all(self) -> None:
+        """Asked for first: accept(2) of vsock sleeps for a tick (10 ms) when nobody is there, non-blocking or not."""
+        while self._poll.poll(0):
             try:
                 fd, address = self._listener._accept()  # type: ignore[attr-defined]
             except OSError:
-                return  # nobody is there (any more), or no descriptor is free: the peer's request will say so
+                return  # nobody is there any more, or no descriptor is free: the peer's request will say so
             self._accepted(_socket.socket(fileno=fd), address)
 
     def _accepted(self, sock: _socket.socket, address: object) -> None:
@@ -77,16 +81,16 @@ class Streams:
         self._loop.add(sock.fileno(), READABLE, lambda _events: self._greet(stream))
 
     def _greet(self, stream: _Stream) -> None:
-        """Take exactly the first line, byte by byte: what follows it is the stream's."""
+        """Take exactly the first line: what follows it is the stream's."""
         while not stream.greeting.endswith(b"\n"):
             try:
-                byte = stream.sock.recv(1)
+                there = stream.sock.recv(_MAX_GREETING, _socket.MSG_PEEK)
+                stream.greeting += stream.sock.recv(there.find(b"\n") + 1 or len(there)) if there else b""
             except BlockingIOError:
                 return
             except OSError:
-                byte = b""
-            stream.greeting += byte
-            if not byte or len(stream.greeting) > _MAX_GREETING:
+                there = b""
+            if not there or len(stream.greeting) > _MAX_GREETING:
                 self._drop(stream)
                 return
         self._greeted(stream)

@@ -305,13 +305,13 @@ def _connect_listening(sock: socket.socket, path: str, child: Child) -> None:
 
 
 def _expect_ok(sock: socket.socket, port: int) -> None:
-    """Read the answer to CONNECT, byte by byte: what follows it is the stream's."""
+    """Take the answer to CONNECT and nothing behind it: what follows is the stream's."""
     answer = b""
     while not answer.endswith(b"\n"):
-        byte = sock.recv(1)
-        if not byte or len(answer) > ANSWER_BYTES:
+        there = sock.recv(ANSWER_BYTES, socket.MSG_PEEK)
+        if not there or len(answer) > ANSWER_BYTES:
             raise _nobody(port, "connection closed")
-        answer += byte
+        answer += sock.recv(there.find(b"\n") + 1 or len(there))
     if not answer.startswith(b"OK "):
         raise _nobody(port, answer.decode("ascii", "replace").strip())
 
