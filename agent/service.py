@@ -7,8 +7,10 @@ Called by the ttrpc server. What the methods mean is in agent/api/README.md.
 
 from __future__ import annotations
 
-from agent import VERSION, container_devices, guest, log, network, storage
-from agent.api import agent_pb2, csi_pb2, empty_pb2, health_pb2, types_pb2
+from time import monotonic_ns
+
+from agent import VERSION, container_devices, guest, log, network, spans, storage
+from agent.api import agent_pb2, csi_pb2, empty_pb2, health_pb2, trace_pb2, types_pb2
 from agent.errors import AgentError, InvalidSpec, Unsupported, step_error
 from agent.guest import copyfile, metrics
 from agent.ttrpc.call import Deferred
@@ -24,6 +26,8 @@ if TYPE_CHECKING:
 
 API_VERSION = "0.0.1"
 """Kata's, which its shim reports"""
+TRACED = frozenset(("CreateSandbox", "CreateContainer", "StartContainer", "ExecProcess", "UpdateInterface", "UpdateRoutes"))
+"""Methods whose spans are kept"""
 FEATURES = ("hako.oci", "hako.stdio-streams", "hako.stats-pids")
 
 MAX_SIGNAL = 64
@@ -48,6 +52,7 @@ class Service:
                 "Check": (health_pb2.CheckRequest, _served(self._check)),
                 "Version": (health_pb2.CheckRequest, _served(self._version)),
             },
+            "hako.Trace": {"Spans": (trace_pb2.SpansRequest, _served(self._told_spans))},
         }
 
     def _agent_methods(self) -> dict[str, tuple[Any, Callable[[Any, Call], Any]]]:
@@ -99,7 +104,10 @@ class Service:
             "MemAgentMemcgSet": (a.MemAgentMemcgConfig, _refused("there is no memory agent")),
             "MemAgentCompactSet": (a.MemAgentCompactConfig, _refused("there is no memory agent")),
         }
-        return {name: (request, _served(method)) for name, (request, method) in methods.items()}
+        return {
+            name: (request, _served(_traced(name, method) if name in TRACED else method))
+            for name, (request, method) in methods.items()
+        }
 
     # --- health ---------------------------------------------------------------------------------------------
 
@@ -108,6 +116,12 @@ class Service:
 
     def _version(self, _request: health_pb2.CheckRequest) -> health_pb2.VersionCheckResponse:
         return health_pb2.VersionCheckResponse(grpc_version=API_VERSION, agent_version=VERSION)
+
+    def _told_spans(self, _request: trace_pb2.SpansRequest) -> trace_pb2.SpansResponse:
+        response = trace_pb2.SpansResponse(now=monotonic_ns())
+        for name, object, begin, end in spans.all():
+            response.spans.add(name=name, object=object, kind=spans.KIND, begin=begin, end=end)
+        return response
 
     # --- sandbox --------------------------------------------------------------------------------------------
 
@@ -316,6 +330,17 @@ def _served(method: Callable[[Any], Any]) -> Callable[[Any, Call], Any]:
             raise step_error(call.method, error) from error
 
     return serve
+
+
+def _traced(name: str, method: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    def trace(request: Any) -> Any:
+        begin = monotonic_ns()
+        try:
+            return method(request)
+        finally:
+            spans.keep(name, getattr(request, "exec_id", "") or getattr(request, "container_id", ""), begin)
+
+    return trace
 
 
 def _refused(reason: str) -> Callable[[Any], Any]:

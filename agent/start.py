@@ -10,8 +10,9 @@ import _socket
 import gc
 import os
 import sys
+from time import monotonic_ns
 
-from agent import config, init, log, orphans
+from agent import config, init, log, orphans, spans
 from agent.container import container
 from agent.linux import procfs, vsock
 from agent.linux.loop import Loop
@@ -57,32 +58,35 @@ class Agent:
 
 def run(arguments: list[str]) -> int:
     """Exit status; does not return as PID 1 of a guest. `arguments` without the program's name."""
+    began = monotonic_ns()
     try:
         chosen = config.from_arguments(arguments)
     except config.ConfigError as error:
         print(f"hako-agent: {error}", file=sys.stderr)
         return 2
     if chosen.unix_path:
-        serve(chosen, is_init=False)
+        serve(chosen, began, is_init=False)
         return 0
+    spans.keep("kernel and interpreter", "", 0)  # a guest's monotonic clock begins with its kernel
     try:
         init.setup()
         config.apply_kernel_parameters(chosen, procfs.kernel_parameters())
-        serve(chosen, is_init=True)
+        serve(chosen, began, is_init=True)
     except BaseException as exc:  # noqa: BLE001 - the kernel would panic without saying why
         log.exception("cannot go on", exc)
     init.poweroff()
     return 1
 
 
-def serve(chosen: config.Config, *, is_init: bool) -> None:
-    """Listen, say hello, and serve until the sandbox is destroyed."""
+def serve(chosen: config.Config, began: int, *, is_init: bool) -> None:
+    """Listen, say hello, and serve until the sandbox is destroyed. `began`: when we did, by the monotonic clock."""
     log.set_level(chosen.log)
     agent = Agent(chosen, is_init=is_init)
     # What is there now stays: collections need not look at it, and forks need not copy its pages.
     gc.freeze()
     gc.enable()
     _say_hello(CONSOLE if is_init else "")
+    spans.keep("agent", "", began)
     agent.loop.run()
 
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from agent.api import agent_pb2, empty_pb2, health_pb2
+from agent.api import agent_pb2, empty_pb2, health_pb2, trace_pb2
 from agent.ttrpc.client import Client, ConnectionClosed
 from agent.ttrpc.status import RpcError
 from shim import errors
@@ -27,6 +27,7 @@ STREAM_FEATURE = "hako.stdio-streams"
 
 SERVICE = "grpc.AgentService"
 HEALTH = "grpc.Health"
+TRACE = "hako.Trace"
 
 _KINDS: dict[int, type[errors.HakoError]] = {
     errors.NOT_FOUND: errors.NotFound,
@@ -78,6 +79,10 @@ class AgentClient:
         request = agent_pb2.GuestDetailsRequest(mem_block_size=True)
         response = self.call("GetGuestDetails", request, agent_pb2.GuestDetailsResponse)
         return response.agent_details
+
+    def spans(self, timeout: float) -> trace_pb2.SpansResponse:
+        """What the agent did when, on the guest's clock. Raises Unsupported where it is Kata's."""
+        return self.call("Spans", trace_pb2.SpansRequest(), trace_pb2.SpansResponse, timeout, TRACE)
 
     def do(self, method: str, request: Any, timeout: float | None = None) -> None:
         """A call that answers nothing. `timeout` None: the usual one."""

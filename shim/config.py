@@ -115,6 +115,12 @@ class RuntimeConfig(_Section, frozen=True):
     enable_annotations: tuple[str, ...] = ()
 
 
+class TraceConfig(_Section, frozen=True):
+    """Where the spans of each start are sent, beside being kept for `hako trace`."""
+
+    otlp_endpoint: Annotated[str, msgspec.Meta(pattern="^(https?://[^/]+/.+)?$")] = ""
+
+
 class Config(_Section, frozen=True):
     """Everything in configuration.toml. `source` is the file it came from, "" for the built-in defaults."""
 
@@ -126,6 +132,7 @@ class Config(_Section, frozen=True):
     network: NetworkConfig = NetworkConfig()
     image: ImageConfig = ImageConfig()
     runtime: RuntimeConfig = RuntimeConfig()
+    trace: TraceConfig = TraceConfig()
 
 
 SECTIONS = tuple(Config.__struct_fields__)

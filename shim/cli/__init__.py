@@ -12,6 +12,7 @@ VERBS = {
     "stop": ("shim.cli.stop", "stop containers: SIGTERM, then SIGKILL"),
     "kill": ("shim.cli.kill", "send a signal to containers"),
     "rm": ("shim.cli.rm", "remove stopped containers"),
+    "trace": ("shim.cli.trace", "show where the time of a start went"),
     "check": ("shim.cli.check", "is this host ready? each finding with its remedy"),
     "config": ("shim.cli.config", "print the effective configuration"),
     "version": ("shim.cli.version", "print versions"),

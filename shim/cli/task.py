@@ -139,6 +139,17 @@ class Task:
             raise _translated(exc, method) from exc
 
 
+def call(path: str, service: str, method: str, request: Any, response: type[Any], timeout: float) -> Any:
+    """One call to the pod's process on its socket `path`; for services beside the task API. Raises HakoError."""
+    client = Client(_dial(path))
+    try:
+        return client.call(service, method, request, response, timeout)
+    except (RpcError, ConnectionClosed) as exc:
+        raise _translated(exc, method) from exc
+    finally:
+        client.close()
+
+
 def _dial(path: str) -> Any:
     from _socket import AF_UNIX, SOCK_STREAM, socket
 

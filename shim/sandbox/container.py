@@ -30,6 +30,7 @@ from shim.stdio.binary import Owner
 from shim.stdio.fifo import Names
 from shim.stdio.relay import Relay, Streams
 from shim.stdio.rpcrelay import RpcRelay
+from shim.trace import Span
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -125,7 +126,7 @@ class Container:
 
     def prepare(self, netns: str) -> None:
         """The host's side. Raises HakoError; nothing is left then. `netns`: host path of the namespace."""
-        with self._verbs:
+        with self._verbs, Span("host side", self.id):
             cgroup = self._home.cgroup_of(self.id, self.spec)
             self.host.prepare(cgroup, netns, lambda: _in_thread(self._stub_killed))
             self.init.pid = self.host.pid
@@ -133,9 +134,11 @@ class Container:
     def create_in_guest(self) -> int:
         """The guest's side; the VM is up. Returns the host pid. Raises HakoError; call `discard` then."""
         with self._verbs:
-            plans = mounts.plan(self.spec, self.bundle)
-            guest_spec = translate.translate(self.spec, plans, self._share(plans))
-            relay, ports = connect(self._home, self._streams(self.init), self.id, self.id)
+            with Span("share", self.id):
+                plans = mounts.plan(self.spec, self.bundle)
+                guest_spec = translate.translate(self.spec, plans, self._share(plans))
+            with Span("streams", self.id):
+                relay, ports = connect(self._home, self._streams(self.init), self.id, self.id)
             request = agent_pb2.CreateContainerRequest(
                 container_id=self.id,
                 exec_id=self.id,
@@ -146,7 +149,8 @@ class Container:
                 stderr_port=ports.stderr,
             )
             try:
-                self._home.agent.do("CreateContainer", request, self._home.config.runtime.create_container_timeout)
+                with Span("create", self.id):
+                    self._home.agent.do("CreateContainer", request, self._home.config.runtime.create_container_timeout)
             except BaseException:
                 relay.close()
                 raise
@@ -209,7 +213,8 @@ class Container:
             require(self.init.status, "start", self.id)
             self.init.announced.clear()
             try:
-                self._home.agent.do("StartContainer", agent_pb2.StartContainerRequest(container_id=self.id))
+                with Span("start", self.id):
+                    self._home.agent.do("StartContainer", agent_pb2.StartContainerRequest(container_id=self.id))
             except BaseException:
                 self.init.announced.set()
                 raise

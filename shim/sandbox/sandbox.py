@@ -23,6 +23,7 @@ from shim.sandbox import plan as planning
 from shim.sandbox.container import Container, Listener
 from shim.sandbox.hostside import Request
 from shim.sandbox.store import Store
+from shim.trace import Span
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -134,7 +135,8 @@ class Sandbox:
     def start(self, container: Container) -> int:
         """Start a container; links that its hooks or its engine added are carried in before."""
         if container.id == self.sandbox_id and self._machine is not None:
-            self._machine.rescan_network()
+            with Span("network again", container.id):
+                self._machine.rescan_network()
         return container.start()
 
     def delete(self, container: Container) -> None:

@@ -15,7 +15,7 @@ from __future__ import annotations
 import os
 import sys
 
-from shim import paths
+from shim import paths, trace
 from shim.errors import HakoError
 from shim.oci import grouping
 from shim.task import flags
@@ -121,6 +121,7 @@ def _spawn(listener: socket.socket, path: str, invocation: flags.Invocation, san
     """Fork the pod process: it inherits the single-threaded interpreter and nothing of our stdio."""
     from shim.task import options
 
+    trace.note_process_start()
     given = options.parse_stdin(options.read_stdin(), invocation.id, invocation.namespace)
     score = _oom_score_adj(os.getppid())
     pid = os.fork()

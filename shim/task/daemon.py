@@ -21,11 +21,12 @@ from typing import TYPE_CHECKING
 from agent.linux.loop import Loop
 from agent.ttrpc.server import Server
 from shim import config as configuration
+from shim import trace
 from shim.errors import ConfigError
 from shim.log import Log
 from shim.sandbox.builder import HostFactory
 from shim.sandbox.sandbox import Sandbox
-from shim.task import autoremove
+from shim.task import autoremove, tracing
 from shim.task.events import Publisher
 from shim.task.service import SERVICES, TaskService
 
@@ -82,9 +83,11 @@ class Daemon:
         )
         self._service.sandbox = self._sandbox
         methods = self._service.methods()
+        self._tracing = tracing.TraceService(self._sandbox, config.trace, log)
+        self._service.on_started = self._tracing.started
         self._server = Server(
             self._loop,
-            dict.fromkeys(SERVICES, methods),
+            dict.fromkeys(SERVICES, methods) | self._tracing.services(),
             on_error=lambda exc, call: log("error", f"{call}: {exc!r}"),
             executor=_in_thread,
         )
@@ -100,6 +103,7 @@ class Daemon:
             signal.signal(ignored, signal.SIG_IGN)
         self._server.listen(listener)
         self._loop.call_later(IDLE, self._end_if_idle)
+        trace.spawned()
         self._loop.run()
 
     def close(self) -> None:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from agent.api import empty_pb2
 from agent.ttrpc.server import Deferred
-from shim import errors
+from shim import errors, trace
 from shim.oci import spec as oci
 from shim.sandbox.hostside import Request
 from shim.sandbox.rootfs import RootfsMount
@@ -50,13 +50,15 @@ class TaskService:
         """Why no container can be created at all."""
         self.sandbox: Sandbox
         """Set by daemon.py: the sandbox tells us of exits, so each needs the other."""
+        self.on_started: Callable[[str], None] = lambda container_id: None
+        """Called when a container's start was announced."""
 
     def methods(self) -> dict[str, tuple[Any, Callable[[Any, Any], Any]]]:
         """Method name -> (request class, handler), for agent.ttrpc.server."""
         api = task_pb2
         return {
-            "Create": (api.CreateTaskRequest, self._logged(self.create)),
-            "Start": (api.StartRequest, self._logged(self.start)),
+            "Create": (api.CreateTaskRequest, self._logged(_traced("Create", self.create))),
+            "Start": (api.StartRequest, self._logged(_traced("Start", self.start))),
             "Delete": (api.DeleteRequest, self._logged(self.delete)),
             "Exec": (api.ExecProcessRequest, self._logged(self.exec)),
             "ResizePty": (api.ResizePtyRequest, self._logged(self.resize_pty)),
@@ -96,8 +98,9 @@ class TaskService:
             raise errors.Unsupported("checkpoints cannot be restored", object=request.id)
         mounts = tuple(RootfsMount(m.type, m.source, tuple(m.options), m.target) for m in request.rootfs)
         names = Names(request.stdin, request.stdout, request.stderr, request.terminal)
-        spec = oci.load(request.bundle)
-        oci.check_runnable(spec)
+        with trace.Span("spec", request.id):
+            spec = oci.load(request.bundle)
+            oci.check_runnable(spec)
         pid = self.sandbox.create(Request(request.id, request.bundle, spec, names, mounts))
         event = events_pb2.TaskCreate(container_id=request.id, bundle=request.bundle, rootfs=request.rootfs, pid=pid)
         event.io.stdin, event.io.stdout, event.io.stderr, event.io.terminal = names
@@ -116,6 +119,8 @@ class TaskService:
             event = events_pb2.TaskStart(container_id=request.id, pid=pid)
         self._publisher.publish(event)
         process.announced.set()
+        if not request.exec_id:
+            self.on_started(request.id)
         return task_pb2.StartResponse(pid=pid)
 
     def delete(self, request: task_pb2.DeleteRequest) -> task_pb2.DeleteResponse:
@@ -274,6 +279,17 @@ class TaskService:
 
 def _shown(status: Status) -> int:
     return int(status) if status in (Status.CREATED, Status.RUNNING, Status.STOPPED, Status.PAUSED) else 0
+
+
+def _traced(name: str, method: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """The method with its span kept as a call's."""
+
+    def called(request: Any) -> Any:
+        with trace.Span(name, getattr(request, "exec_id", "") or request.id, trace.CALL):
+            return method(request)
+
+    called.__name__ = method.__name__
+    return called
 
 
 def _deleted(process: GuestProcess) -> task_pb2.DeleteResponse:

@@ -48,7 +48,7 @@ AGENT_LINES: list[tuple[str, set[str]]] = [
          "container_devices", "modules", "oom", "orphans", "sandbox_storages", "shared_namespaces"},
     ),
     ("free", {"ttrpc"}),
-    ("free", {"linux", "api", "errors", "log"}),
+    ("free", {"linux", "api", "errors", "log", "spans"}),
 ]  # fmt: skip
 
 SHIM_MAY_USE_OF_AGENT = ("agent.api", "agent.ttrpc", "agent.linux")
