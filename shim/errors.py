@@ -128,12 +128,18 @@ class BootError(Unavailable):
     def __str__(self) -> str:
         parts = [super().__str__()]
         if self.console_tail.strip():
-            parts.append(f"guest console: {_one_line(self.console_tail)}")
+            parts.append(f"guest console: {last_lines(self.console_tail)}")
         if self.vmm_stderr.strip():
-            parts.append(f"VMM: {_one_line(self.vmm_stderr)}")
+            parts.append(f"VMM: {last_lines(self.vmm_stderr)}")
         return "; ".join(parts)
 
 
-def _one_line(text: str) -> str:
-    """Multi-line output as it fits into one error message."""
-    return " | ".join(line.strip() for line in text.strip().splitlines() if line.strip())
+LAST_LINES = 12
+# Lines of a kernel panic that say something to kernel developers only: its stack, with " ? function+0x1/0x2" in it.
+TRACE = (" ? ", "<TASK>", "</TASK>", "Call Trace:", "CPU: ", "Hardware name: ", "Kernel Offset: ", "---[ end ")
+
+
+def last_lines(text: str, most: int = LAST_LINES) -> str:
+    """The last lines of a console or of a program's stderr that say something, as they fit into one message."""
+    lines = [line.strip() for line in text.splitlines() if line.strip() and not any(mark in line for mark in TRACE)]
+    return " | ".join(lines[-most:])

@@ -327,7 +327,7 @@ def _found(argv: Sequence[str]) -> list[str]:
 
         program = shutil.which(program, path=PATH) or program
     if not os.access(program, os.X_OK):
-        raise CommandFailed(argv, "there is no such program", status=127)
+        raise CommandFailed(argv[:1], "there is no such program", status=127)
     return [program, *argv[1:]]
 
 

@@ -35,7 +35,7 @@ from shim.process import Confinement
 from shim.sandbox import guestfiles
 from shim.sandbox import plan as planning
 from shim.sandbox.fate import Fate
-from shim.sandbox.machine import Network, RunningMachine, last_line
+from shim.sandbox.machine import Network, RunningMachine, last_words
 from shim.share import virtiofsd
 from shim.share.tree import GUEST_ROOT, TAG, ShareTree
 from shim.trace import Marks
@@ -243,7 +243,7 @@ class Building:
     def _launch(self, spec: VmSpec) -> Vm:
         vm = Qemu(self._config.hypervisor).launch(spec)
         self._on_undo("VMM", vm.stop)
-        self._fate.watch_vmm(vm.on_exit, lambda: f"{VMM} has ended{last_line(vm.console_tail())}")
+        self._fate.watch_vmm(vm.on_exit, lambda: f"{VMM} has ended{last_words(vm.console_tail())}")
         self._fate.also(lambda: vm.stop(0))
         self._store.add_process("vmm", vm.pid)
         return vm

@@ -11,8 +11,12 @@ from typing import NamedTuple
 
 from shim import paths
 from shim.config import GuestConfig
-from shim.errors import NotFound
+from shim.errors import HakoError, NotFound
 
+EM_X86_64 = 62  # elf(5), as the names of the others
+MACHINES = {3: "i386", 40: "arm", 183: "arm64", 243: "riscv", 21: "ppc64", 22: "s390x"}
+EROFS_MAGIC = b"\xe2\xe1\xf5\xe0"  # at 1024 (Linux, Documentation/filesystems/erofs.rst)
+HEAD = 2048  # bytes that are looked at; a bzImage has HdrS at 0x202 (Linux, Documentation/arch/x86/boot.rst)
 KERNELS = ("vmlinux", "vmlinuz")
 HINT = "run `make guest`, or set [guest] kernel and image in configuration.toml"
 
@@ -26,7 +30,7 @@ class GuestFiles(NamedTuple):
 
 
 def find(config: GuestConfig) -> GuestFiles:
-    """The files that boot. Raises NotFound if there are none."""
+    """The files that boot. Raises NotFound if there are none, HakoError for files that cannot boot here."""
     kernel = config.kernel or _installed(KERNELS) or _newest("kernel", KERNELS)
     if not kernel:
         raise NotFound("there is no guest kernel", step="boot", hint=HINT)
@@ -47,10 +51,33 @@ def _is_stock(kernel: str) -> bool:
 
 
 def _existing(files: GuestFiles) -> GuestFiles:
-    for path in files:
-        if path and not os.path.exists(path):
-            raise NotFound("there is no such file", step="boot", object=path, hint=HINT)
+    for path, wrong in ((files.kernel, _wrong_kernel), (files.image, _wrong_image), (files.initrd, lambda _head: "")):
+        if not path:
+            continue
+        try:
+            with open(path, "rb") as stream:
+                reason = wrong(stream.read(HEAD))
+        except FileNotFoundError:
+            raise NotFound("there is no such file", step="boot", object=path, hint=HINT) from None
+        except OSError as exc:
+            raise HakoError(exc.strerror or str(exc), step="boot", object=path, hint=HINT) from exc
+        if reason:
+            raise HakoError(reason, step="boot", object=path, hint=HINT)
     return files
+
+
+def _wrong_kernel(head: bytes) -> str:
+    """Why a file that begins so cannot be booted, "" if it may be: QEMU would say less, after the VM was begun."""
+    if head[:4] == b"\x7fELF":
+        machine = int.from_bytes(head[18:20], "little")
+        return "" if machine == EM_X86_64 else f"is a kernel for another architecture ({MACHINES.get(machine, machine)})"
+    if head[0x38:0x3C] == b"ARM\x64":
+        return "is a kernel for another architecture (arm64)"
+    return "" if head[0x202:0x206] == b"HdrS" else "is not a kernel: neither an ELF vmlinux nor a bzImage"
+
+
+def _wrong_image(head: bytes) -> str:
+    return "" if head[1024:1028] == EROFS_MAGIC else "is not an erofs file system"
 
 
 def _installed(names: tuple[str, ...]) -> str:

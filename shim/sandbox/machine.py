@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from agent.api import agent_pb2, types_pb2
 from shim import errors
 from shim.agent_client import STDIO_PORT, STREAM_FEATURE, AgentClient
-from shim.hypervisor.base import Nic
+from shim.hypervisor.base import HELLO, Nic
 from shim.network import guest as guest_network
 from shim.network import netns as host_network
 
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from shim.share.tree import ShareTree
 
 STREAM_TIMEOUT = 10.0  # seconds to connect one stream
+LINES = 3  # of the console of a guest that has ended
 LAST_WORDS = 2.0  # seconds for a VM to end after its agent has: it switches off
 
 
@@ -167,7 +168,7 @@ class RunningMachine:
     def agent_left(self) -> None:
         """The agent has hung up, which it does not do while it lives; the VM's own end tells more, so that comes first."""
         if not self._fate.wait(LAST_WORDS):
-            self._fate.end(f"the agent has closed its connection{last_line(self._vm.console_tail())}")
+            self._fate.end(f"the agent has closed its connection{last_words(self._vm.console_tail())}")
 
     def rescan_network(self) -> None:
         """Carry links that came since the boot into the machine."""
@@ -179,7 +180,7 @@ class RunningMachine:
         self._undo.close()
 
 
-def last_line(console: str) -> str:
+def last_words(console: str) -> str:
     """What a guest said last, as the rest of a sentence about its end; "" if it said nothing."""
-    lines = [line.strip() for line in console.splitlines() if line.strip()]
-    return f"; its console's last line: {lines[-1]}" if lines else ""
+    said = errors.last_lines(console.replace(HELLO, ""), LINES)
+    return f"; guest console: {said}" if said else ""

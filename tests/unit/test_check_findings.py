@@ -12,6 +12,7 @@ from shim import config, process
 from shim.cli import check, hostchecks
 from shim.cli.hostchecks import Finding
 from shim.errors import ConfigError
+from tests.framework import guestboot
 
 
 @pytest.fixture(autouse=True)
@@ -73,11 +74,38 @@ def test_a_missing_kernel_says_how_to_get_one(monkeypatch: pytest.MonkeyPatch) -
 
 def test_a_configured_accelerator_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An accelerator that the administrator chose is shown as such; TCG is a warning, not a failure."""
-    for name in ("vmlinux", "image.erofs"):
-        (tmp_path / name).touch()
+    (tmp_path / "vmlinux").write_bytes(guestboot.elf())
+    (tmp_path / "image.erofs").write_bytes(guestboot.erofs())
     boots: dict[str, object] = {"kernel": str(tmp_path / "vmlinux"), "image": str(tmp_path / "image.erofs")}
     _configure(monkeypatch, guest=boots, hypervisor={"accelerator": "tcg"})
     assert hostchecks.accelerator()[:2] == ("warn", "tcg (everything is emulated): configured")
+
+
+@pytest.mark.parametrize(
+    ("kernel", "image", "words"),
+    [
+        (guestboot.elf(machine=183), guestboot.erofs(), "vmlinux: is a kernel for another architecture (arm64)"),
+        (guestboot.arm64_image(), guestboot.erofs(), "vmlinux: is a kernel for another architecture (arm64)"),
+        (b"root:x:0:0", guestboot.erofs(), "vmlinux: is not a kernel"),
+        (b"", guestboot.erofs(), "vmlinux: is not a kernel"),
+        (guestboot.elf(), b"squashfs", "image.erofs: is not an erofs file system"),
+        (None, guestboot.erofs(), "vmlinux: Is a directory"),
+        (guestboot.bzimage(), guestboot.erofs(), ""),
+    ],
+    ids=["arm64 ELF", "arm64 Image", "text", "empty", "no erofs", "directory", "bzImage"],
+)
+def test_what_cannot_boot_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kernel: bytes | None, image: bytes, words: str
+) -> None:
+    """Files of another kind or for another processor are named before a VM is begun."""
+    if kernel is None:
+        (tmp_path / "vmlinux").mkdir()
+    else:
+        (tmp_path / "vmlinux").write_bytes(kernel)
+    (tmp_path / "image.erofs").write_bytes(image)
+    _configure(monkeypatch, guest={"kernel": str(tmp_path / "vmlinux"), "image": str(tmp_path / "image.erofs")})
+    found = hostchecks.finding("guest", hostchecks.guest)
+    assert (found.level, words in found.text) == ("fail" if words else "ok", True), found
 
 
 @pytest.mark.parametrize(("said", "kind"), [("virtiofsd 1.13.0", "1.13.0"), ("using FUSE kernel interface 7.36", "C daemon")])
