@@ -219,9 +219,9 @@ def write_json(path: str, value: object) -> None:
         with open(draft, "w", encoding="utf-8") as stream:
             json.dump(value, stream)
         os.replace(draft, path)
-    except OSError:
+    except OSError as exc:
         _unlink(draft)
-        raise
+        raise OSError(exc.errno, exc.strerror, path) from exc  # write(2) does not say of what
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from shim import runspec
 from shim.byhand import aftercare, registry
-from shim.cli import values
+from shim.cli import podlog, values
 
 if TYPE_CHECKING:
     from typing import Any
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from shim.image.imageconfig import ImageConfig
 
 CONFIG = "config.json"
-LOG = "log"  # what the pod's process has to say; containerd has a fifo of this name in its bundles
 DEFAULT_STOP_SIGNAL = 15
 
 
@@ -44,7 +43,7 @@ class Network(NamedTuple):
 def write(container: Container, wishes: Wishes, root: Root, network: Network) -> None:
     """Write everything. Raises InvalidSpec, UserError, HakoError for what the options or the image ask."""
     hostname = wishes.hostname or container.id
-    _file(container, LOG, "")
+    _file(container, podlog.NAME, "")
     files = {
         "/etc/hostname": _file(container, "hostname", f"{hostname}\n"),
         "/etc/hosts": _file(container, "hosts", hosts(hostname, network.address)),
@@ -85,9 +84,12 @@ def warn(text: str) -> None:
 
 def _file(container: Container, name: str, text: str) -> str:
     path = container.file(name)
-    with open(path, "w", encoding="utf-8") as stream:
-        stream.write(text)
-    os.chmod(path, 0o644)
+    try:
+        with open(path, "w", encoding="utf-8") as stream:
+            stream.write(text)
+        os.chmod(path, 0o644)
+    except OSError as exc:
+        raise OSError(exc.errno, exc.strerror, path) from exc  # write(2) does not say of what
     return path
 
 

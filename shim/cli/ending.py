@@ -9,8 +9,13 @@ from __future__ import annotations
 import os
 import select
 import signal
+import sys
+import time
 
+from shim import paths
+from shim.byhand import aftercare, registry
 from shim.cli import shimbinary, status
+from shim.cli.podlog import PodLog
 from shim.errors import NotFound, Timeout, Unavailable, WrongState
 
 TYPE_CHECKING = False
@@ -20,7 +25,7 @@ if TYPE_CHECKING:
 
 KILL_PATIENCE = 10.0  # seconds until a SIGKILL must have worked, in a busy emulated guest too
 TEARDOWN = 30.0  # seconds for the pod's process to take away the VM, its network and itself
-LOG_TAIL = 4096
+KILLED = 128 + signal.SIGKILL
 GIVE_UP = 5.0  # seconds for a pod to end upon SIGTERM, before it is killed and cleaned up after
 
 
@@ -30,7 +35,7 @@ def send(container: Container, number: int) -> None:
     try:
         task.kill(number)
     except NotFound:
-        raise _not_running(container) from None
+        raise not_running(container) from None
     finally:
         task.close()
 
@@ -59,9 +64,21 @@ def kill(container: Container) -> None:
 
 
 def await_end(pod: int, container: Container) -> None:
-    """Wait until the pod's process has ended and taken everything with it. Raises Timeout."""
+    """Wait until the pod's process has ended and taken everything with it; if it was killed before it had done so, that
+    is done here. Raises Timeout.
+    """
     if not has_ended(pod, TEARDOWN):
         raise Timeout("its process does not end", step="remove virtual machine", object=container.name)
+    clean_up(container)
+    if container.remove and os.path.isdir(container.directory):  # which is the last that goes
+        aftercare.removed(container.id)
+
+
+def clean_up(container: Container) -> None:
+    """What is left of a pod whose process is gone, taken away as an engine would do it: `delete`."""
+    socket = paths.task_socket(container.id, registry.NAMESPACE)
+    if os.path.isdir(paths.sandbox_dir(container.id, registry.NAMESPACE)) or os.path.exists(socket):
+        shimbinary.delete(container)
 
 
 def end_pod(container: Container, pod: int) -> None:
@@ -76,26 +93,19 @@ def end_pod(container: Container, pod: int) -> None:
     clean_up(container)
 
 
-def clean_up(container: Container) -> None:
-    """What is left of a pod whose process is gone, taken away as an engine would do it: `delete`."""
-    shimbinary.delete(container)
-
-
 def lost(container: Container) -> Unavailable:
     """What to say when the pod's process is gone before its container's end was told."""
-    reason = _last_words(container) or "the container's process ended without a word: it was killed"
+    log = PodLog(container)
+    reason = log.last_words() or log.last_error() or "the container's process ended without a word: it was killed"
+    log.close()
     return Unavailable(reason, object=container.name)
 
 
-def _last_words(container: Container) -> str:
-    """The last line that the pod's process left, unless that is an ordinary one (log.py)."""
-    try:
-        with open(container.file("log"), "rb") as stream:
-            stream.seek(max(0, os.fstat(stream.fileno()).st_size - LOG_TAIL))
-            lines = stream.read().decode("utf-8", "replace").splitlines()
-    except OSError:
-        return ""
-    return lines[-1] if lines and not lines[-1].startswith('time="') else ""
+def explain(log: PodLog, container: Container, exit_status: int) -> None:
+    """Tell the user why a command was killed, if it was not by whom he knows: its machine has ended."""
+    reason = log.last_error() if exit_status == KILLED else ""
+    if reason:
+        print(f"hako: {container.name}: {reason.removeprefix(f'sandbox {container.id}: ')}", file=sys.stderr)
 
 
 def connect(container: Container) -> Task:
@@ -103,18 +113,21 @@ def connect(container: Container) -> Task:
     try:
         return status.connect(container)
     except Unavailable:
-        raise _not_running(container) from None
+        raise not_running(container) from None
 
 
 def _end(task: Task, number: int, patience: float) -> bool:
-    """Whether the container has ended."""
+    """Whether the container has ended. A guest that hangs takes a signal as little as it ends."""
     for signum, seconds in ((number, patience), (signal.SIGKILL, KILL_PATIENCE)):
+        end = time.monotonic() + seconds
         try:
-            task.kill(signum)
-            task.wait(seconds)
+            task.kill(signum, timeout=max(1.0, seconds))
+            task.wait(max(0.0, end - time.monotonic()))
             return True
         except Timeout:
             continue
+        except WrongState:  # it is being made, by somebody who is gone
+            return False
         except (NotFound, Unavailable):  # it has just ended, or all of its pod has
             return True
     return False
@@ -127,5 +140,6 @@ def has_ended(pod: int, timeout: float) -> bool:
     return bool(poll.poll(timeout * 1000))
 
 
-def _not_running(container: Container) -> WrongState:
+def not_running(container: Container) -> WrongState:
+    """It has ended, or was never started."""
     return WrongState(f"{container.name} is not running: {status.of(container).text}")

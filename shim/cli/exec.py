@@ -8,7 +8,9 @@ from shim.byhand import registry
 from shim.cli import ending, exitstatus, terminal, values
 from shim.cli.fifos import Fifos
 from shim.cli.options import MANY, Option, UsageError
-from shim.errors import HakoError
+from shim.cli.podlog import PodLog
+from shim.cli.task import Gone
+from shim.errors import HakoError, NotFound
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -52,16 +54,31 @@ def _run(parsed: Parsed, container: Container, task: Task) -> int:
     exec_id = os.urandom(8).hex()
     process = json.dumps(spec(parsed, _config(container))).encode()
     if parsed.flag("--detach"):
-        task.exec(exec_id, process, ("", "", ""), terminal=False)
+        _announce(container, task, exec_id, process, ("", "", ""), is_terminal=False)
         _start(task, exec_id)
         return 0
     is_terminal, interactive = parsed.flag("--tty"), parsed.flag("--interactive")
     fifos = Fifos(container.directory, f"exec-{exec_id}-", stdin=interactive, terminal=is_terminal)
+    log = PodLog(container)
     try:
-        task.exec(exec_id, process, fifos.paths(), terminal=is_terminal)
-        return _attached(task, exec_id, fifos, interactive=interactive, is_terminal=is_terminal)
+        _announce(container, task, exec_id, process, fifos.paths(), is_terminal=is_terminal)
+        status = _attached(task, exec_id, fifos, interactive=interactive, is_terminal=is_terminal)
+        ending.explain(log, container, status)
+        return status
+    except Gone as exc:
+        raise ending.lost(container) from exc
     finally:
         fifos.close()
+        log.close()
+
+
+def _announce(
+    container: Container, task: Task, exec_id: str, process: bytes, stdio: tuple[str, str, str], *, is_terminal: bool
+) -> None:
+    try:
+        task.exec(exec_id, process, stdio, terminal=is_terminal)
+    except NotFound as exc:  # it has ended since we connected
+        raise ending.not_running(container) from exc
 
 
 def _attached(task: Task, exec_id: str, fifos: Fifos, *, interactive: bool, is_terminal: bool) -> int:
@@ -76,7 +93,10 @@ def _attached(task: Task, exec_id: str, fifos: Fifos, *, interactive: bool, is_t
         session.close()
     if outcome.status is None:
         return exitstatus.LEFT[outcome.reason]
-    task.delete(exec_id)
+    try:
+        task.delete(exec_id)
+    except (NotFound, Gone):  # its container has ended meanwhile, and with it everything
+        pass
     return outcome.status
 
 

@@ -40,6 +40,13 @@ def launch(wishes: Wishes, progress: Progress, undo: ExitStack) -> Launched:
 
     Raises HakoError.
     """
+    try:
+        return _launch(wishes, progress, undo)
+    except OSError as exc:  # a full disk, a missing permission: the kernel's words alone do not say at what
+        raise errors.HakoError(exc.strerror or str(exc), step=progress.text, object=exc.filename or "") from exc
+
+
+def _launch(wishes: Wishes, progress: Progress, undo: ExitStack) -> Launched:
     config = configuration.load()
     container = _register(wishes, undo)
     root = _root(wishes, container, config, progress, undo)

@@ -20,9 +20,14 @@ class Progress:
     def __init__(self, stream_fd: int = 2) -> None:
         self._fd = stream_fd
         self._shown = os.isatty(stream_fd)
-        self._text = ""
+        self._text = "making the container"
         self._since = 0.0
         self._width = 0
+
+    @property
+    def text(self) -> str:
+        """What is happening now."""
+        return self._text
 
     def step(self, text: str) -> None:
         """From now on this is what happens."""

@@ -31,6 +31,5 @@ def remove(container: Container, *, force: bool) -> None:
             hint = f"hako stop {container.name}, or hako rm -f {container.name}"
             raise WrongState(f"{container.name} is {state.text}", hint=hint)
         ending.kill(container)
-    if state.status == status.DEAD:
-        ending.clean_up(container)
+    ending.clean_up(container)
     aftercare.removed(container.id)

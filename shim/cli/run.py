@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from shim.byhand import aftercare
 from shim.cli import ending, exitstatus, wishes
 from shim.cli.launch import Launched, launch
+from shim.cli.podlog import PodLog
 from shim.cli.progress import Progress
 from shim.cli.session import BROKEN_PIPE, DETACHED, Session
 from shim.cli.task import Gone
@@ -50,6 +51,14 @@ def main(parsed: Parsed) -> int:
 
 
 def _attached(made: Launched, wanted: wishes.Wishes, undo: ExitStack) -> int:
+    log = PodLog(made.container)
+    try:
+        return _conducted(made, wanted, undo, log)
+    finally:
+        log.close()
+
+
+def _conducted(made: Launched, wanted: wishes.Wishes, undo: ExitStack, log: PodLog) -> int:
     session = Session(made.task, made.fifos, "", interactive=wanted.interactive, is_terminal=wanted.terminal)
     try:
         session.prepare()
@@ -64,6 +73,7 @@ def _attached(made: Launched, wanted: wishes.Wishes, undo: ExitStack) -> int:
         made.fifos.close()
     if outcome.status is None:
         return _left(made, outcome.reason)
+    ending.explain(log, made.container, outcome.status)
     ending.await_end(made.pod, made.container)
     return outcome.status
 

@@ -69,9 +69,10 @@ class Task:
         request.spec.value = process
         self._do("Exec", request)
 
-    def kill(self, signal: int, exec_id: str = "", *, everything: bool = False) -> None:
-        """Send a signal to a process, or to all of the container."""
-        self._do("Kill", task_pb2.KillRequest(id=self.id, exec_id=exec_id, signal=signal, all=everything))
+    def kill(self, signal: int, exec_id: str = "", *, everything: bool = False, timeout: float = QUICK) -> None:
+        """Send a signal to a process, or to all of the container. Raises errors.Timeout if the guest does not take it."""
+        request = task_pb2.KillRequest(id=self.id, exec_id=exec_id, signal=signal, all=everything)
+        self._call("Kill", request, _empty(), timeout)
 
     def resize(self, columns: int, rows: int, exec_id: str = "") -> None:
         """The size of a process's terminal."""
