@@ -145,7 +145,7 @@ class Secluded(Hako):
         self.environment["HAKO_CACHE_DIR"] = str(cache)
         self.room = Room(directory.name, (directory,))
         try:
-            self.run("run", "--rm", "--network", "none", self.image, "true", check=True)  # caches and locks are there now
+            self.run("run", "--rm", self.image, "true", check=True)  # caches, locks and empty directories are there now
         except BaseException:
             self.room.close()
             raise
