@@ -2,6 +2,9 @@
 
 Owns the order of things. As PID 1 the machine's set-up comes first (agent.init), the hello line last, and the
 agent's end switches the machine off. Called by __main__ with the garbage collector off.
+
+In a template (kernel parameter agent.template=1) the agent warms up before its hello and says that it may be
+saved; each clone goes on from there when its devices come.
 """
 
 from __future__ import annotations
@@ -12,7 +15,7 @@ import os
 import sys
 from time import monotonic_ns
 
-from agent import config, init, log, orphans, spans
+from agent import config, init, log, orphans, spans, warm
 from agent.container import container
 from agent.linux import procfs, vsock
 from agent.linux.loop import Loop
@@ -22,6 +25,7 @@ from agent.streams import Streams
 from agent.ttrpc.server import Server
 
 HELLO = "hako-agent: ready\n"
+TEMPLATE = "hako-agent: template\n"
 CONSOLE = "/dev/console"
 LAST_ANSWER_SECONDS = 1.0
 """After DestroySandbox: what its answer may take to reach the host."""
@@ -82,10 +86,19 @@ def serve(chosen: config.Config, began: int, *, is_init: bool) -> None:
     """Listen, say hello, and serve until the sandbox is destroyed. `began`: when we did, by the monotonic clock."""
     log.set_level(chosen.log)
     agent = Agent(chosen, is_init=is_init)
+    console = CONSOLE if is_init else ""
+    if chosen.template:
+        warm.run_once(agent.loop, agent.server, agent.sandbox)
     # What is there now stays: collections need not look at it, and forks need not copy its pages.
     gc.freeze()
     gc.enable()
-    _say_hello(CONSOLE if is_init else "")
+    if chosen.template:
+        warm.clear_free_memory()
+        spans.forget()
+        began = monotonic_ns()  # the clock of a clone goes on from here
+        _say(TEMPLATE, console)
+        warm.await_vsock()
+    _say(HELLO, console)
     spans.keep("agent", "", began)
     agent.loop.run()
 
@@ -103,9 +116,9 @@ def _listen_unix(path: str) -> _socket.socket:
     return sock
 
 
-def _say_hello(console: str) -> None:
+def _say(line: str, console: str) -> None:
     fd = os.open(console, os.O_WRONLY | os.O_NOCTTY | os.O_CLOEXEC) if console else 1
-    os.write(fd, HELLO.encode())
+    os.write(fd, line.encode())
     if console:
         os.close(fd)
 

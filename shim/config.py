@@ -60,6 +60,15 @@ class GuestConfig(_Section, frozen=True):
     dial_timeout: Seconds = 45.0
 
 
+class FactoryConfig(_Section, frozen=True):
+    """Templates: VMs that were saved warm, from which pods start instead of booting."""
+
+    template: bool = True
+    restore_timeout: Seconds = 20.0
+    build_timeout: Seconds = 180.0
+    keep: Positive = 4
+
+
 class AgentConfig(_Section, frozen=True):
     """How the shim talks to the agent, and what the agent is told at boot."""
 
@@ -126,6 +135,7 @@ class Config(_Section, frozen=True):
 
     hypervisor: HypervisorConfig = HypervisorConfig()
     guest: GuestConfig = GuestConfig()
+    factory: FactoryConfig = FactoryConfig()
     agent: AgentConfig = AgentConfig()
     vsock: VsockConfig = VsockConfig()
     share: ShareConfig = ShareConfig()

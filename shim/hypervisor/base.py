@@ -17,6 +17,7 @@ from typing import Final, NamedTuple, Protocol
 from shim.process import Confinement
 
 HELLO: Final = "hako-agent: ready"  # the line on the guest's console that says: the agent listens
+TEMPLATE: Final = "hako-agent: template"  # and: the guest is warm and may be saved
 
 
 class Nic(NamedTuple):
@@ -67,7 +68,9 @@ class VmSpec(NamedTuple):
 
     `kernel` is an uncompressed vmlinux (PVH) or a bzImage. The root file system is `image` (erofs,
     read-only), or `initrd`. `cmdline_extra` is appended to the kernel's command line. With `serial` there
-    is a serial port, and early boot and panics are seen. `accelerator` is "kvm" or "tcg".
+    is a serial port, and early boot and panics are seen. `accelerator` is "kvm" or "tcg". `memory_fd` is a
+    file of exactly `memory_mib` that the VMM maps as the guest's RAM, -1: it makes its own. With `template`
+    the guest is one that is saved, or was: it warms up, says TEMPLATE, and says HELLO when it has a vsock device.
     """
 
     name: str
@@ -87,6 +90,8 @@ class VmSpec(NamedTuple):
     confine: Confinement = Confinement()
     accelerator: str = "tcg"
     serial: bool = False
+    memory_fd: int = -1
+    template: bool = False
 
 
 class Vm(Protocol):
@@ -134,6 +139,30 @@ class Vm(Protocol):
         """End the VMM, reap it and release what the driver holds. Idempotent, never raises for a dead VMM."""
 
 
+class Waiting(Protocol):
+    """A VMM that was started for a saved VM, and has nothing of it yet but its RAM's file.
+
+    `pid` is the VMM's.
+    """
+
+    pid: int
+
+    def enter(self, state_fd: int, share: Share | None, vsock: Vsock | None, nics: tuple[Nic, ...]) -> Vm:
+        """Load the devices' state, plug what the saved VM did not have, and let it run.
+
+        The RAM's file is complete by now. Raises HakoError; `stop` is still the caller's then.
+        """
+
+    def on_exit(self, callback: Callable[[], None]) -> None:
+        """As Vm.on_exit."""
+
+    def console_tail(self) -> str:
+        """As Vm.console_tail."""
+
+    def stop(self, timeout: float = 2.0) -> None:
+        """As Vm.stop."""
+
+
 class Hypervisor(Protocol):
     """A kind of VMM."""
 
@@ -142,3 +171,15 @@ class Hypervisor(Protocol):
 
         Raises HakoError if the VMM cannot be started at all; boot problems come from `wait_ready`.
         """
+
+    def save(self, spec: VmSpec, state_fd: int, timeout: float) -> None:
+        """Boot a template until it says so, write its devices' state to a file, and end it.
+
+        Its RAM is in `spec.memory_fd` then. Raises HakoError, at the latest after `timeout` seconds.
+        """
+
+    def fingerprint(self, spec: VmSpec) -> list[str]:
+        """Everything that the VM of a template depends on besides files and the VMM's version."""
+
+    def restore(self, spec: VmSpec) -> Waiting:
+        """Start a VMM for a saved VM whose `spec` this was; `spec.memory_fd` may still be filled meanwhile."""

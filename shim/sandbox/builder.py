@@ -5,6 +5,10 @@ The only module that knows share, network, vsock and hypervisor together:
     cgroup, share, virtiofsd, vsock daemon, taps, VM, hello, agent, interfaces and routes, sandbox in the
     guest
 
+The VM comes out of a template where there is one for it: then QEMU starts first, the template's memory is copied
+meanwhile, and share, vsock and taps are plugged once both are there. Else it boots, and the template is made
+beside it for the next pod. A template that fails is rejected, and the pod boots after all.
+
 Owns: that order, what each step hands to the next (a descriptor, a path, a number), undoing it in reverse.
 Must not know: containers, the engine. Called by sandbox.py; what it returns is a machine.RunningMachine.
 
@@ -14,7 +18,6 @@ Everything that must not outlive the pod is written into the state file before o
 from __future__ import annotations
 
 import os
-import pwd
 import uuid
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
@@ -26,13 +29,13 @@ from shim.agent_client import AGENT_PORT, AgentClient
 from shim.cgroups import Cgroup
 from shim.errors import BootError, HakoError, Unavailable
 from shim.hypervisor import host
-from shim.hypervisor.base import Nic, Share, VmSpec, Vsock
+from shim.hypervisor.base import Share, Vsock
 from shim.hypervisor.qemu.driver import Qemu
 from shim.hypervisor.vsock import Transport, open_transport
 from shim.network import netns as host_network
 from shim.oci import mounts
 from shim.process import Confinement
-from shim.sandbox import guestfiles
+from shim.sandbox import clone, guestfiles, hostfacts, template, templatebuild, vmspec
 from shim.sandbox import plan as planning
 from shim.sandbox.fate import Fate
 from shim.sandbox.machine import Network, RunningMachine, last_words
@@ -44,13 +47,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from shim.config import Config
-    from shim.hypervisor.base import Vm
+    from shim.hypervisor.base import Nic, Vm, VmSpec, Waiting
     from shim.oci.spec import Spec
     from shim.process import Child
     from shim.sandbox.store import Store
 
 SANDBOX_SHM = "/run/kata-containers/sandbox/shm"
-FALLBACK_USER = "nobody"
 VMM = "the VM"
 
 
@@ -71,7 +73,7 @@ class HostFactory:
             sandbox_id,
             namespace,
             config.hypervisor,
-            host_limits(),
+            hostfacts.limits(),
             shm_size=_filesystem_size(shm),
             resolv_conf=_text_of(resolv_conf.source) if resolv_conf else "",
         )
@@ -82,12 +84,23 @@ class HostFactory:
         return Cgroup.for_container(path, container_id)
 
     def build(self, config: Config, plan: planning.SandboxPlan, netns: str, store: Store) -> RunningMachine:
-        """Boot the machine.
+        """Make the machine.
 
         Raises HakoError (BootError with the guest's last words); nothing is left then.
         """
+        try:
+            return self._build(config, plan, netns, store, from_template=True)
+        except clone.TemplateFailed as exc:
+            self._log("warn", f"template {exc.key} does not start, this pod boots: {exc}")
+            machine = self._build(config, plan, netns, store, from_template=False)
+            template.reject(exc.key, str(exc))
+            return machine
+
+    def _build(
+        self, config: Config, plan: planning.SandboxPlan, netns: str, store: Store, *, from_template: bool
+    ) -> RunningMachine:
         with ExitStack() as undo:
-            building = Building(config, plan, netns, store, undo, self._log)
+            building = Building(config, plan, netns, store, undo, self._log, from_template=from_template)
             try:
                 machine = building.build()
             except Unavailable as exc:
@@ -107,7 +120,11 @@ class Building:
         store: Store,
         undo: ExitStack,
         log: Callable[[str, str], None],
+        *,
+        from_template: bool,
     ) -> None:
+        self._from_template = from_template
+        self._template_wanted = False
         self._config = config
         self._plan = plan
         self._netns = netns
@@ -136,9 +153,12 @@ class Building:
         marks.mark("cgroup")
         accelerator = self._accelerator(files, confine)
         marks.mark("accelerator")
-        attaching = self._begin_network()
-        share = self._make_share()
+        saved = self._find_template(files, accelerator)
         with ExitStack() as ours:  # our copies of what is handed to the VMM
+            coming = self._begin_clone(saved, confine, ours) if saved is not None else None
+            marks.mark("template")
+            attaching = self._begin_network()
+            share = self._make_share()
             fs = self._start_virtiofsd(share, cgroup)
             ours.callback(os.close, fs.vm_fd)
             marks.mark("virtiofsd")
@@ -148,19 +168,47 @@ class Building:
             network = self._end_network(attaching)
             marks.mark("network")
             devices = (Share(fs.vm_fd, TAG, config.share.queue_size), vsock.device(), network.nics())
-            vm = self._launch(self._spec(files, accelerator, confine, *devices))
+            if coming is not None:
+                vm = coming.enter(*devices)
+            else:
+                vm = self._launch(self._spec(files, accelerator, confine, *devices))
             marks.mark("launch")
-        vm.wait_ready(config.guest.boot_timeout)
+        if coming is not None:
+            coming.await_hello(vm)
+        else:
+            vm.wait_ready(config.guest.boot_timeout)
         marks.mark("boot")
         agent = self._connect(vsock)
         machine = RunningMachine(vm, agent, share, vsock, network, self._plan, config.agent.stdio, self._fate)
+        if coming is not None:
+            coming.make_its_own(agent, vm, self._plan)
         network.configure(agent)
         marks.mark("connect")
         agent.do("CreateSandbox", self._sandbox_request())
         machine.learn_features()
         marks.mark("sandbox")
-        self._log("info", f"sandbox {self._plan.sandbox_id} is up after {marks.line()}")
+        how = "booted" if saved is None else f"from template {saved.template.key}"
+        self._log("info", f"sandbox {self._plan.sandbox_id} is up, {how}, after {marks.line()}")
+        if self._template_wanted:
+            templatebuild.begin(config, self._log)
         return machine
+
+    def _find_template(self, files: guestfiles.GuestFiles, accelerator: str) -> clone.Saved | None:
+        """The template for this pod; without one it is said why, and it is made once the pod is up."""
+        if not self._from_template:
+            return None
+        looked = clone.find(self._config, files, accelerator, self._plan.vcpus)
+        if looked.saved is None and looked.reason:
+            self._log("info", f"this pod boots: {looked.reason}")
+        self._template_wanted = looked.make
+        return looked.saved
+
+    def _begin_clone(self, saved: clone.Saved, confine: Confinement, ours: ExitStack) -> clone.Clone:
+        spec = saved.spec._replace(name=f"hako-{self._plan.sandbox_id}", uuid=str(uuid.uuid4()), confine=confine)
+        coming = clone.Clone(self._config, saved.template, spec)
+        ours.callback(coming.close)
+        self._own_vmm(coming.vm)
+        return coming
 
     def _accelerator(self, files: guestfiles.GuestFiles, confine: Confinement) -> str:
         probed = host.GuestFiles(files.kernel, files.image or None, files.initrd or None)
@@ -179,22 +227,14 @@ class Building:
         nics: tuple[Nic, ...],
     ) -> VmSpec:
         plan = self._plan
-        return VmSpec(
+        size = (plan.vcpus, plan.memory_mib, plan.max_vcpus, plan.max_memory_mib)
+        return vmspec.of_size(self._config, files, accelerator, *size)._replace(
             name=f"hako-{plan.sandbox_id}",
             uuid=str(uuid.uuid4()),
-            kernel=files.kernel,
-            image=files.image or None,
-            initrd=files.initrd or None,
-            cmdline_extra=self._command_line(),
-            vcpus=plan.vcpus,
-            memory_mib=plan.memory_mib,
-            max_vcpus=plan.max_vcpus,
-            max_memory_mib=plan.max_memory_mib,
             share=share,
             vsock=vsock,
             nics=nics,
             confine=confine,
-            accelerator=accelerator,
         )
 
     def _make_cgroup(self) -> Cgroup:
@@ -242,11 +282,14 @@ class Building:
 
     def _launch(self, spec: VmSpec) -> Vm:
         vm = Qemu(self._config.hypervisor).launch(spec)
+        self._own_vmm(vm)
+        return vm
+
+    def _own_vmm(self, vm: Vm | Waiting) -> None:
         self._on_undo("VMM", vm.stop)
         self._fate.watch_vmm(vm.on_exit, lambda: f"{VMM} has ended{last_words(vm.console_tail())}")
         self._fate.also(lambda: vm.stop(0))
         self._store.add_process("vmm", vm.pid)
-        return vm
 
     def _connect(self, vsock: Transport) -> AgentClient:
         sock = vsock.connect(AGENT_PORT, self._config.guest.dial_timeout)
@@ -264,12 +307,9 @@ class Building:
             hostname=plan.hostname, dns=plan.dns, storages=[share, shm], sandbox_id=plan.sandbox_id
         )
 
-    def _command_line(self) -> str:
-        return f"agent.log={self._config.agent.log_level} {self._config.guest.kernel_params}".strip()
-
     def _confinement(self, cgroup: Cgroup) -> Confinement:
         """Of the VMM and the vsock daemon: unprivileged, in the pod's cgroup and network namespace."""
-        uid, gid = user_ids(self._config.runtime.user)
+        uid, gid = hostfacts.user_ids(self._config.runtime.user)
         return Confinement(cgroup_dirs=tuple(cgroup.dirs), netns=self._netns, uid=uid, gid=gid, groups=host.kvm_groups())
 
     def _owned(self, name: str, child: Child) -> None:
@@ -287,21 +327,6 @@ class Building:
                 self._log("warn", f"{name} of {self._plan.sandbox_id}: {exc}")
 
         self._undo.callback(undo)
-
-
-def host_limits() -> planning.HostLimits:
-    """CPUs and memory of this host."""
-    pages, size = os.sysconf("SC_PHYS_PAGES"), os.sysconf("SC_PAGE_SIZE")
-    return planning.HostLimits(os.cpu_count() or 1, pages * size >> 20)
-
-
-def user_ids(name: str) -> tuple[int, int]:
-    """uid and gid of the unprivileged user; of "nobody" where there is no such user."""
-    try:
-        entry = pwd.getpwnam(name)
-    except KeyError:
-        entry = pwd.getpwnam(FALLBACK_USER)
-    return entry.pw_uid, entry.pw_gid
 
 
 def _end(child: Child) -> None:

@@ -38,7 +38,7 @@ SHIM_DATA = "shim.task.api"
 AGENT_LINES: list[tuple[str, set[str]]] = [
     ("apart", {"__main__"}),
     ("apart", {"start"}),
-    ("apart", {"service"}),
+    ("apart", {"service", "warm"}),
     ("apart", {"sandbox"}),
     ("apart", {"container"}),
     (

@@ -45,8 +45,8 @@ class Options(NamedTuple):
     seccomp: bool = True
 
 
-def command(spec: VmSpec, fds: Fds, options: Options) -> list[str]:
-    """The whole command line."""
+def command(spec: VmSpec, fds: Fds, options: Options, *, incoming: bool = False) -> list[str]:
+    """The whole command line; with `incoming` of a QEMU that waits for the state of a VM with the same spec."""
     bus = Bus(options.machine)
     return [
         options.binary,
@@ -68,6 +68,7 @@ def command(spec: VmSpec, fds: Fds, options: Options) -> list[str]:
         *(word for number, nic in enumerate(spec.nics) for word in network(nic, f"net{number}", bus)),
         *root_ports(options),
         *confinement(options),
+        *(["-S", "-incoming", "defer"] if incoming else []),
     ]
 
 
@@ -136,13 +137,19 @@ def processors(spec: VmSpec, options: Options) -> list[str]:
 
 
 def memory(spec: VmSpec) -> list[str]:
-    """Memory that the vhost-user daemons can map (share=on), pages as they are touched."""
+    """Memory that the vhost-user daemons can map (share=on), pages as they are touched.
+
+    A given descriptor is opened by name: migration leaves out shared RAM that is a named file
+    (x-ignore-shared), from QEMU 8.2 on not that of memory-backend-memfd.
+    """
     size = f"size={spec.memory_mib}M"
     if spec.max_memory_mib > spec.memory_mib:
         size += f",slots={MEMORY_SLOTS},maxmem={spec.max_memory_mib}M"
+    named = f"memory-backend-file,mem-path=/proc/self/fd/{spec.memory_fd}"
+    backend = named if spec.memory_fd >= 0 else "memory-backend-memfd"
     return [
         "-m", size,
-        "-object", f"memory-backend-memfd,id=ram,size={spec.memory_mib}M,share=on",
+        "-object", f"{backend},id=ram,size={spec.memory_mib}M,share=on",
     ]  # fmt: skip
 
 
@@ -173,6 +180,8 @@ def kernel_command_line(spec: VmSpec) -> str:
             words.append("nolapic_timer")  # saves its calibration; the HPET ticks
     if spec.image:
         words += ["root=/dev/vda", "rootfstype=erofs", "ro", "init=/init"]
+    if spec.template:
+        words.append("agent.template=1")
     if spec.cmdline_extra:
         words.append(spec.cmdline_extra)
     return " ".join(words)

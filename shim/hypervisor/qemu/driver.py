@@ -1,8 +1,8 @@
-"""The life of a QEMU process: launch, wait for the guest's hello, pause, plug, stop; and why a boot failed.
+"""The life of a QEMU process: launch, wait for the guest's hello, pause, stop; and why a boot failed.
 
-Owns: QEMU's process, its console, QMP session and disks' descriptors, the root ports in use. Must not know:
-virtiofsd, vsock daemons, the agent. Called by sandbox/builder.py through hypervisor/base.py, and by host.py
-for its probe.
+Owns: QEMU's process, its console, QMP session and disks' descriptors. What is plugged is plug.py's matter, saving
+and restoring restore.py's. Must not know: virtiofsd, vsock daemons, the agent. Called by sandbox/builder.py and
+sandbox/templatebuild.py through hypervisor/base.py, and by host.py for its probe.
 
 Whatever ends QEMU (a panic: the guest reboots and -no-reboot exits; a signal; `stop`) is noticed by its
 pidfd.
@@ -16,18 +16,18 @@ import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from typing import Any
 
 from shim import process
 from shim.config import HypervisorConfig
-from shim.errors import BootError, HakoError, Timeout, Unavailable, Unsupported
-from shim.hypervisor.base import HELLO, Nic, VmSpec
-from shim.hypervisor.qemu import argv
+from shim.errors import BootError, HakoError, Timeout, Unavailable
+from shim.hypervisor.base import HELLO, TEMPLATE, Nic, Share, VmSpec, Vsock
+from shim.hypervisor.qemu import argv, restore
+from shim.hypervisor.qemu.events import Events
+from shim.hypervisor.qemu.plug import Plugs
 from shim.hypervisor.qemu.qmp import Qmp, QmpError
 from shim.process import Child, deadline
 from shim.watch import Tail
 
-UNPLUG_DEADLINE = 10.0  # seconds for the guest to let go of a device
 DIAGNOSIS_DEADLINE = 30.0  # seconds for a second boot that is only there to be watched
 QUIT_DEADLINE = 1.0
 
@@ -37,37 +37,66 @@ class Qemu:
 
     def __init__(self, config: HypervisorConfig) -> None:
         self._serial = config.debug_serial
-        self._options = argv.Options(
-            binary=config.path,
-            machine=config.machine_type,
-            cpu_model=config.cpu_model,
-            tb_size=config.tcg_tb_size,
-            ports=config.hotplug_ports if config.machine_type != "microvm" else 0,
-            seccomp=config.seccomp_sandbox,
-        )
+        self._options = options(config)
 
     def launch(self, spec: VmSpec) -> QemuVm:
         """Start QEMU and return at once. Raises BootError for a kernel or disk that cannot be opened."""
         return QemuVm(spec._replace(serial=spec.serial or self._serial), self._options)
 
+    def save(self, spec: VmSpec, state_fd: int, timeout: float) -> None:
+        """See base.Hypervisor."""
+        left = deadline(timeout)
+        vm = QemuVm(spec, self._options, hello=TEMPLATE)
+        try:
+            vm.wait_ready(left())
+            vm.save(state_fd, left())
+        finally:
+            vm.stop(0)
+
+    def fingerprint(self, spec: VmSpec) -> list[str]:
+        """See base.Hypervisor: the command line, files and connections left out."""
+        plain = spec._replace(name="", uuid="", memory_fd=0)
+        disks = tuple(0 for _ in range(len(spec.disks) + bool(spec.image)))
+        return argv.command(plain, argv.Fds(0, 0, 0, 0 if spec.initrd else -1, disks=disks), self._options)
+
+    def restore(self, spec: VmSpec) -> QemuVm:
+        """See base.Hypervisor; a QemuVm is what waits and, after `enter`, what runs."""
+        return QemuVm(spec, self._options, incoming=True)
+
+
+def options(config: HypervisorConfig) -> argv.Options:
+    """What the configuration says of QEMU itself."""
+    return argv.Options(
+        binary=config.path,
+        machine=config.machine_type,
+        cpu_model=config.cpu_model,
+        tb_size=config.tcg_tb_size,
+        ports=config.hotplug_ports if config.machine_type != "microvm" else 0,
+        seccomp=config.seccomp_sandbox,
+    )
+
 
 class QemuVm:
-    """One QEMU process; implements base.Vm."""
+    """One QEMU process; implements base.Vm, and base.Waiting when it was started with `incoming`.
 
-    def __init__(self, spec: VmSpec, options: argv.Options) -> None:
+    `hello` is the line on the console that makes it ready.
+    """
+
+    def __init__(self, spec: VmSpec, options: argv.Options, *, hello: str = HELLO, incoming: bool = False) -> None:
         self._spec = spec
         self._options = options
+        self._hello = hello.encode()
+        self._incoming = incoming
         self._changed = threading.Condition()
         self._ready = False
         self._stopping = threading.Lock()
         self._stopped = False
-        self._free_ports = list(range(options.ports))
-        self._plugged: dict[str, int] = {}
-        self._deleted: set[str] = set()
+        self._events = Events()
         self._line = b""
         with ExitStack() as undo:
             self._child = self._start(undo)
             undo.pop_all()
+        self._plugs = Plugs(self._qmp, self._events, spec, options.ports)
         self.pid = self._child.pid
         self.pidfd = self._child.pidfd
         self._child.on_exit(self._exited)
@@ -88,11 +117,11 @@ class QemuVm:
                 serial_fd,
                 tuple(_opened_disks(self._spec, theirs)),
             )
-            command = argv.command(self._spec, fds, self._options)
+            command = argv.command(self._spec, fds, self._options, incoming=self._incoming)
             child = process.spawn(command, fds=_inherited(self._spec, fds), confine=self._spec.confine)
         self._console = Tail(console.detach(), on_data=self._console_said)
         self._serial = Tail(serial.detach()) if serial is not None else None
-        self._qmp = Qmp(qmp, self._event)
+        self._qmp = Qmp(qmp, self._events.take)
         return child
 
     def wait_ready(self, timeout: float, *, explain: bool = True) -> None:
@@ -117,7 +146,8 @@ class QemuVm:
         stderr = self._child.stderr_tail()
         said = self.console_tail()
         killed = status is not None and status < 0  # from outside: another boot would say nothing about it
-        if explain and not killed and not said.strip() and not stderr.strip() and not self._spec.serial:
+        explain = explain and not killed and not self._incoming
+        if explain and not said.strip() and not stderr.strip() and not self._spec.serial:
             said = diagnose(self._spec, self._options, min(timeout, DIAGNOSIS_DEADLINE))
         return BootError("boot", reason, console_tail=said, vmm_stderr=stderr)
 
@@ -127,10 +157,11 @@ class QemuVm:
             return
         *lines, self._line = (self._line + chunk).split(b"\n")
         self._line = self._line[-4096:]
-        if any(HELLO.encode() in line for line in (*lines, self._line)):
+        if any(self._hello in line for line in (*lines, self._line)):
             self._notify(ready=True)
 
     def _exited(self) -> None:
+        self._events.end()
         self._notify(ready=False)
 
     def _notify(self, *, ready: bool) -> None:
@@ -170,105 +201,36 @@ class QemuVm:
             raise Unavailable("QEMU has ended", step="pause or resume")
         self._child.signal(number)
 
+    def save(self, state_fd: int, timeout: float) -> None:
+        """Stop for good and write the devices' state to a file. Raises HakoError."""
+        restore.save(self._qmp, self._events, state_fd, timeout)
+
+    def enter(self, state_fd: int, share: Share | None, vsock: Vsock | None, nics: tuple[Nic, ...]) -> QemuVm:
+        """See base.Waiting. What is plugged before the guest runs, it finds all at once."""
+        try:
+            restore.load(self._qmp, self._events, state_fd)
+            self._plugs.pod(share, vsock, nics)
+            self._qmp.execute("cont")
+        except (Unavailable, QmpError) as exc:
+            self._child.wait(0.2)  # what QEMU says of a stream that it refuses comes with its end
+            raise BootError("restore", str(exc), vmm_stderr=self._child.stderr_tail()) from exc
+        return self
+
     def plug_nic(self, nic: Nic) -> str:
         """See base.Vm."""
-        port = self._take_port()
-        name = f"plug{port}"
-        try:
-            self._plug_nic(nic, name, port)
-        except BaseException:
-            self._free_ports.append(port)
-            raise
-        self._plugged[name] = port
-        return name
-
-    def _plug_nic(self, nic: Nic, name: str, port: int) -> None:
-        self._qmp.execute("getfd", fdname=name, fds=[nic.fd])
-        backend: dict[str, Any] = {"type": "tap", "id": name, "fd": name}
-        if nic.vhost_fd >= 0:
-            self._qmp.execute("getfd", fdname=f"vhost-{name}", fds=[nic.vhost_fd])
-            backend |= {"vhost": True, "vhostfd": f"vhost-{name}"}
-        self._qmp.execute("netdev_add", **backend)
-        try:
-            self._add_nic(nic, name, port)
-        except BaseException:
-            self._qmp.execute("netdev_del", id=name)
-            raise
-
-    def _add_nic(self, nic: Nic, name: str, port: int) -> None:
-        self._qmp.execute(
-            "device_add",
-            driver="virtio-net-pci",
-            id=name,
-            bus=f"port{port}",
-            netdev=name,
-            mac=nic.mac,
-            host_mtu=nic.mtu,
-            romfile="",
-        )
-
-    def _take_port(self) -> int:
-        if not self._free_ports:
-            raise HakoError(
-                f"all {self._options.ports} hot-plug ports are in use",
-                step="plug a device",
-                hint="[hypervisor] hotplug_ports",
-            )
-        return self._free_ports.pop(0)
+        return self._plugs.nic(nic)
 
     def unplug(self, device: str) -> None:
         """See base.Vm. Raises Timeout if the guest does not let go; the device then stays."""
-        port = self._plugged[device]
-        self._qmp.execute("device_del", id=device)
-        with self._changed:
-            gone = self._changed.wait_for(lambda: device in self._deleted or self.exited(), UNPLUG_DEADLINE)
-        if not gone:
-            raise Timeout("the guest does not release the device", step="unplug", object=device)
-        self._qmp.execute("netdev_del", id=device)
-        self._deleted.discard(device)
-        del self._plugged[device]
-        self._free_ports.append(port)
+        self._plugs.unplug(device)
 
     def grow(self, vcpus: int, memory_mib: int) -> None:
         """See base.Vm.
 
-        Raises Unsupported where there is no room for vCPUs (TCG has none), QmpError for memory.
+        Raises Unsupported where there is no room for vCPUs (TCG has none), QmpError and Timeout for memory.
         """
-        self._grow_vcpus(vcpus)
-        self._grow_memory(memory_mib)
-
-    def _grow_vcpus(self, wanted: int) -> None:
-        slots = self._qmp.execute("query-hotpluggable-cpus")
-        free = sorted((slot for slot in slots if "qom-path" not in slot), key=lambda slot: _socket_of(slot))
-        missing = wanted - (len(slots) - len(free))
-        if missing > len(free):
-            reason = f"{wanted} vCPUs wanted, {len(slots)} are the most of this VM"
-            raise Unsupported(reason, step="grow", hint="an emulated VM (TCG) cannot get more vCPUs")
-        for slot in free[: max(0, missing)]:
-            name = f"cpu{_socket_of(slot)}"
-            self._qmp.execute("device_add", driver=slot["type"], id=name, **slot["props"])
-
-    def _grow_memory(self, wanted_mib: int) -> None:
-        dimms = self._qmp.execute("query-memory-devices")
-        present = self._spec.memory_mib + sum(dimm["data"]["size"] for dimm in dimms) // (1 << 20)
-        missing = -(-max(0, wanted_mib - present) // argv.DIMM_MIB) * argv.DIMM_MIB
-        if not missing:
-            return
-        name = f"dimm{len(dimms)}"
-        backend = {"qom-type": "memory-backend-memfd", "size": missing << 20, "share": True}
-        self._qmp.execute("object-add", id=f"{name}-ram", **backend)
-        try:
-            self._qmp.execute("device_add", driver="pc-dimm", id=name, memdev=f"{name}-ram")
-        except QmpError:
-            self._qmp.execute("object-del", id=f"{name}-ram")
-            raise
-
-    def _event(self, name: str, data: dict[str, Any]) -> None:
-        """In the watching thread."""
-        if name == "DEVICE_DELETED" and "device" in data:
-            with self._changed:
-                self._deleted.add(data["device"])
-                self._changed.notify_all()
+        self._plugs.vcpus(vcpus)
+        self._plugs.memory(memory_mib)
 
     def stop(self, timeout: float = 2.0) -> None:
         """See base.Vm."""
@@ -301,7 +263,16 @@ def diagnose(spec: VmSpec, options: argv.Options, timeout: float) -> str:
 
     A kernel that dies before its console driver is up has said nothing at all on hvc0.
     """
-    alone = spec._replace(serial=True, share=None, vsock=None, nics=(), disks=(), name=f"{spec.name}-diagnosis")
+    alone = spec._replace(
+        serial=True,
+        share=None,
+        vsock=None,
+        nics=(),
+        disks=(),
+        name=f"{spec.name}-diagnosis",
+        memory_fd=-1,
+        template=False,
+    )
     try:
         vm = QemuVm(alone, options)
     except HakoError:
@@ -344,6 +315,7 @@ def _opened_disks(spec: VmSpec, theirs: ExitStack) -> Iterator[int]:
 def _inherited(spec: VmSpec, fds: argv.Fds) -> dict[str, int]:
     """Every descriptor that the command line names."""
     named = {name: fd for name, fd in fds._asdict().items() if name != "disks"}
+    named["memory"] = spec.memory_fd
     named |= {f"disk{number}": fd for number, fd in enumerate(fds.disks)}
     for number, nic in enumerate(spec.nics):
         named |= {f"net{number}": nic.fd, f"vhost{number}": nic.vhost_fd}
@@ -353,7 +325,3 @@ def _inherited(spec: VmSpec, fds: argv.Fds) -> dict[str, int]:
         named["vsock"] = spec.vsock.fd
     return {name: fd for name, fd in named.items() if fd >= 0}
 
-
-def _socket_of(slot: dict[str, Any]) -> int:
-    number: int = slot["props"]["socket-id"]
-    return number

@@ -1,0 +1,130 @@
+"""A pod's VM that comes out of a template instead of booting.
+
+Owns: which template a pod may start from, the order copy - load - plug - hello, what makes a clone unlike its
+siblings. Must not know: how templates are made or kept, what the plugged devices lead to. Called by builder.py.
+
+Whatever goes wrong between the template and the clone's hello is TemplateFailed: builder.py boots instead.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, NamedTuple
+
+from agent.api import agent_pb2
+from shim.errors import HakoError
+from shim.hypervisor.qemu.driver import Qemu
+from shim.sandbox import template, templatebuild, vmspec
+
+if TYPE_CHECKING:
+    from shim.agent_client import AgentClient
+    from shim.config import Config
+    from shim.hypervisor.base import Nic, Share, Vm, VmSpec, Vsock, Waiting
+    from shim.sandbox.guestfiles import GuestFiles
+    from shim.sandbox.plan import SandboxPlan
+
+SEED_BYTES = 64
+
+
+class TemplateFailed(HakoError):
+    """A VM did not come out of its template; `key` is the template's."""
+
+    def __init__(self, key: str, cause: HakoError) -> None:
+        super().__init__(str(cause))
+        self.key = key
+
+
+class Saved(NamedTuple):
+    """A template, and the spec of the VM that it was."""
+
+    template: template.Template
+    spec: VmSpec
+
+
+class Looked(NamedTuple):
+    """What `find` found: a template, or why there is none ("": nobody wants one) and whether to `make` it."""
+
+    saved: Saved | None
+    reason: str = ""
+    make: bool = False
+
+
+def find(config: Config, files: GuestFiles, accelerator: str, vcpus: int) -> Looked:
+    """The template for a pod with so many vCPUs. Never raises: a pod can boot."""
+    unfit = vmspec.no_template(config)
+    if unfit:
+        return Looked(None)
+    vcpus = vmspec.template_vcpus(config, accelerator, vcpus)
+    try:
+        shape = templatebuild.Shape(config, accelerator, vcpus, files)
+    except (OSError, HakoError) as exc:
+        return Looked(None, f"no template can be named: {exc}")
+    key = shape.identity.key
+    found = template.find(key)
+    if found is not None:
+        return Looked(Saved(found, shape.spec))
+    failure = template.failure(key)
+    if failure:
+        return Looked(None, f"template {key} failed: {failure}")
+    if vcpus != config.hypervisor.default_vcpus:
+        return Looked(None, f"there is no template for {vcpus} vCPUs (hako factory init --vcpus {vcpus})")
+    return Looked(None, f"there is no template {key} yet", make=True)
+
+
+class Clone:
+    """A VMM that waits for a saved VM while its memory is copied.
+
+    `vm` is the VMM, the caller's to stop; the copy's descriptors are to be closed once it has them.
+    """
+
+    def __init__(self, config: Config, saved: template.Template, spec: VmSpec) -> None:
+        """Raises TemplateFailed."""
+        self._config = config
+        self._key = saved.key
+        self._vcpus = spec.vcpus
+        with self._blamed():
+            self._copy = template.Copy(saved)
+            try:
+                self.vm: Waiting = Qemu(config.hypervisor).restore(spec._replace(memory_fd=self._copy.memory_fd))
+            except BaseException:
+                self._copy.close()
+                raise
+
+    @contextmanager
+    def _blamed(self) -> Iterator[None]:
+        try:
+            yield
+        except HakoError as exc:
+            raise TemplateFailed(self._key, exc) from exc
+
+    def enter(self, share: Share, vsock: Vsock, nics: tuple[Nic, ...]) -> Vm:
+        """The VM, running, with its devices. Raises TemplateFailed."""
+        with self._blamed():
+            self._copy.finish()
+            return self.vm.enter(self._copy.state_fd, share, vsock, nics)
+
+    def await_hello(self, vm: Vm) -> None:
+        """Until the agent has seen its vsock device. Raises TemplateFailed."""
+        with self._blamed():
+            vm.wait_ready(self._config.factory.restore_timeout)
+
+    def make_its_own(self, agent: AgentClient, vm: Vm, plan: SandboxPlan) -> None:
+        """Fresh randomness, the time, and the size that the pod wants: before anything of the pod's runs.
+
+        Host name, vsock CID, MAC addresses come with the sandbox and the devices; the boot id is drawn when it
+        is read for the first time, which nobody did in the template.
+        """
+        agent.do("ReseedRandomDev", agent_pb2.ReseedRandomDevRequest(data=os.urandom(SEED_BYTES)))
+        now = time.time_ns()
+        agent.do("SetGuestDateTime", agent_pb2.SetGuestDateTimeRequest(Sec=now // 10**9, Usec=now // 1000 % 10**6))
+        vm.grow(plan.vcpus, plan.memory_mib)
+        plugged = plan.vcpus - self._vcpus
+        if plugged > 0:
+            agent.do("OnlineCPUMem", agent_pb2.OnlineCPUMemRequest(wait=True, nb_cpus=plugged, cpu_only=True))
+
+    def close(self) -> None:
+        """Close the descriptors of the copy. Idempotent."""
+        self._copy.close()

@@ -1,0 +1,142 @@
+"""Making templates: once for each shape of VM, by `hako factory init` or beside the first pod that wanted one.
+
+Owns: the steps from a configuration to a template on disk, the process that does it in the background. Must not
+know: pods. Called by builder.py (`begin`) and cli/factory.py (`build`).
+
+A pod never waits for a template: the first one boots cold, and once it is up starts a process that makes the
+template at low priority and ends. The lock of template.py lets one process make it, however many pods start.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from typing import TYPE_CHECKING
+
+from shim import answers, paths, process
+from shim import config as configuration
+from shim.errors import HakoError
+from shim.hypervisor import host
+from shim.hypervisor.qemu.driver import Qemu
+from shim.process import NEW_NETNS, Confinement
+from shim.sandbox import guestfiles, hostfacts, template, templatekey, vmspec
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from shim.config import Config
+    from shim.hypervisor.base import VmSpec
+    from shim.sandbox.templatekey import Identity
+
+NICENESS = "10"
+ENVIRONMENT = ("HAKO_CACHE_DIR", "HAKO_STATE_DIR")
+
+
+class Shape:
+    """A template that may or may not be there: its VM and its identity."""
+
+    def __init__(self, config: Config, accelerator: str, vcpus: int, files: guestfiles.GuestFiles) -> None:
+        """Raises HakoError or OSError if what it is made of cannot be read."""
+        self.spec: VmSpec = vmspec.of_template(config, files, accelerator, vcpus, hostfacts.limits())
+        self.identity: Identity = templatekey.identify(config, self.spec, Qemu(config.hypervisor))
+
+
+def shape(config: Config, vcpus: int = 0) -> Shape:
+    """The shape for a pod with `vcpus`, 0: the default. Raises HakoError, OSError."""
+    files = guestfiles.find(config.guest)
+    probed = host.GuestFiles(files.kernel, files.image or None, files.initrd or None)
+    accelerator = host.probe_accelerator(config.hypervisor, probed, _confinement(config)).name
+    return Shape(config, accelerator, vcpus or config.hypervisor.default_vcpus, files)
+
+
+def build(config: Config, wanted: Shape, *, wait: bool = True) -> template.Template | None:
+    """The template, made unless it is there; None if another process makes it and `wait` is not asked for.
+
+    Raises HakoError with the reason, which is also kept for ten minutes.
+    """
+    key = wanted.identity.key
+    with template.locked(key, wait=wait) as ours:
+        if not ours:
+            return None
+        found = template.find(key)
+        if found is not None:
+            return found
+        try:
+            made = _make(config, wanted)
+        except (HakoError, OSError) as exc:
+            template.reject(key, str(exc))
+            raise
+        template.sweep(config.factory.keep)
+        return made
+
+
+def _make(config: Config, wanted: Shape) -> template.Template:
+    began = time.monotonic()
+    memory = os.memfd_create("hako-template", os.MFD_CLOEXEC)
+    state = os.memfd_create("hako-template-state", os.MFD_CLOEXEC)
+    try:
+        os.ftruncate(memory, wanted.spec.memory_mib << 20)
+        spec = wanted.spec._replace(memory_fd=memory, confine=_confinement(config))
+        Qemu(config.hypervisor).save(spec, state, config.factory.build_timeout)
+        about = _about(config, wanted.spec) | {"seconds": round(time.monotonic() - began, 2)}
+        return template.add(wanted.identity, memory, state, about)
+    finally:
+        os.close(memory)
+        os.close(state)
+
+
+def _about(config: Config, spec: VmSpec) -> dict[str, object]:
+    files = [config.hypervisor.path, *(path for path in (spec.kernel, spec.image, spec.initrd) if path)]
+    return {
+        "made": int(time.time()),
+        "vcpus": spec.vcpus,
+        "memory_mib": spec.memory_mib,
+        "accelerator": spec.accelerator,
+        "files": {path: answers.identity(path) for path in files},
+    }
+
+
+def _confinement(config: Config) -> Confinement:
+    uid, gid = hostfacts.user_ids(config.runtime.user)
+    return Confinement(netns=NEW_NETNS, uid=uid, gid=gid, groups=host.kvm_groups())
+
+
+# In the background
+
+
+def begin(config: Config, log: Callable[[str, str], None]) -> None:
+    """Start a process of its own that makes the default template; it outlives ours. Never raises."""
+    import msgspec
+
+    code = f"import sys; sys.path[:] = {sys.path!r}; from shim.sandbox.templatebuild import main; sys.exit(main())"
+    python = os.path.realpath(getattr(sys, "_base_executable", "") or sys.executable)
+    argv = ["setsid", "--fork", "nice", "-n", NICENESS, python, "-IS", "-c", code]
+    environment = {**process.ENVIRONMENT, **{name: os.environ[name] for name in ENVIRONMENT if name in os.environ}}
+    given = os.memfd_create("hako-config", os.MFD_CLOEXEC)
+    null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+    try:
+        os.write(given, msgspec.json.encode(config))
+        os.lseek(given, 0, os.SEEK_SET)
+        child = process.spawn(argv, stdin=given, stdout=null, stderr=null, env=environment)
+        child.wait(5.0)
+        child.close()
+    except HakoError as exc:
+        log("warn", f"no template is made: {exc}")
+    finally:
+        os.close(given)
+        os.close(null)
+
+
+def main() -> int:
+    """The background process: the configuration comes on stdin. What goes wrong is in `hako factory status`."""
+    import msgspec
+
+    with open(0, "rb") as stream:
+        config = msgspec.json.decode(stream.read(), type=configuration.Config)
+    os.chdir(paths.cache_root())
+    try:
+        build(config, shape(config), wait=False)
+    except (HakoError, OSError):
+        return 1
+    return 0

@@ -1,0 +1,63 @@
+"""When a saved VM fits: a hash of everything that it depends on.
+
+Owns: the inputs and their words. Must not know: where templates are kept (template.py), how they are made
+(templatebuild.py). Called by both and by builder.py, at every start: 1 ms once the files' hashes are known.
+
+The inputs: the contents of kernel, image and initramfs; QEMU's binary and version; QEMU's whole command line
+but for names and descriptors, which has the guest's command line, the machine, vCPUs, memory, accelerator and CPU
+model in it; with KVM also the host's CPU and kernel, which decide what the guest's CPU can do.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import NamedTuple
+
+from shim import answers
+from shim.config import Config
+from shim.hypervisor import host
+from shim.hypervisor.base import Hypervisor, VmSpec
+
+FORMAT = "1"  # of the saved files, and of what the agent and the host expect of each other around a restore
+KEY_DIGITS = 24
+BLOCK = 1 << 20
+
+
+class Identity(NamedTuple):
+    """What a template is called, and why: the inputs by name."""
+
+    key: str
+    inputs: dict[str, str]
+
+
+def identify(config: Config, spec: VmSpec, hypervisor: Hypervisor) -> Identity:
+    """Of the template with this spec. Raises OSError for a file that cannot be read, CommandFailed for QEMU."""
+    import hashlib
+
+    inputs = {
+        "format": FORMAT,
+        "vmm": answers.identity(config.hypervisor.path),
+        "version": host.version(config.hypervisor),
+        "machine": "\n".join(hypervisor.fingerprint(spec)),
+    }
+    for name, path in (("kernel", spec.kernel), ("image", spec.image), ("initrd", spec.initrd)):
+        if path:
+            inputs[name] = content(path)
+    if spec.accelerator == "kvm":
+        inputs["host"] = f"{host.cpu_model()} {os.uname().release} {os.uname().version}"
+    text = "\0".join(f"{name}={inputs[name]}" for name in sorted(inputs))
+    return Identity(hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:KEY_DIGITS], inputs)
+
+
+def content(path: str) -> str:
+    """SHA-256 of a file, read once for each state of it (inode, size, times of change). Raises OSError."""
+    status = os.stat(path)
+    inputs = [answers.identity(path), str(status.st_ino), str(status.st_ctime_ns)]
+    return answers.cached("sha256", inputs, lambda: _digest(path))[0]
+
+
+def _digest(path: str) -> str:
+    import hashlib
+
+    with open(path, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
