@@ -88,7 +88,8 @@ def guest_config(directory: Path) -> dict[str, str]:
     """The environment with a configuration for VM tests: HAKO_TEST_GUEST's kernel and image, or what is
     installed.
 
-    HAKO_TEST_GUEST is a JSON file {"kernel": PATH, "image": PATH or null, "initrd": PATH or null}.
+    HAKO_TEST_GUEST is a JSON file {"kernel": PATH, "image": PATH or null, "initrd": PATH or null}. With
+    HAKO_TEST_COLD=1 every pod boots, as if there were no templates.
     """
     lines = ["[hypervisor]", 'accelerator = "tcg"']
     file = os.environ.get("HAKO_TEST_GUEST")
@@ -96,6 +97,8 @@ def guest_config(directory: Path) -> dict[str, str]:
         guest = json.loads(Path(file).read_text())
         keys = [key for key in ("kernel", "image", "initrd") if guest.get(key)]
         lines += ["[guest]", *(f'{key} = "{guest[key]}"' for key in keys)]
+    if os.environ.get("HAKO_TEST_COLD"):
+        lines += ["[factory]", "template = false"]
     path = directory / "hako.toml"
     path.write_text("\n".join(lines) + "\n")
     return {"HAKO_CONFIG": str(path)}

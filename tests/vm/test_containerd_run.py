@@ -152,9 +152,12 @@ def test_a_terminal_is_resized(ctr: Runner) -> None:
 @pytest.mark.every_containerd
 def test_detached_life(ctr: Runner) -> None:
     """run -d, ls, ps, metrics, pause, resume, kill with a handler, delete with its status."""
-    name = ctr.detached("sh", "-c", "trap 'exit 42' TERM; while :; do sleep 0.1; done")
+    name = ctr.detached("sh", "-c", "trap 'exit 42' TERM; touch /tmp/trapped; while :; do sleep 0.1; done")
     engine = ctr.engine
     assert engine.tasks()[name] == "RUNNING"
+    # A signal that PID 1 of a namespace has no handler for yet is lost (pid_namespaces(7)).
+    while ctr.exec(name, "test", "-e", "/tmp/trapped", check=False).returncode:
+        time.sleep(0.05)
     pids = engine.ctr("task", "ps", name).stdout.decode().splitlines()[1:]
     assert pids and os.path.exists(f"/proc/{pids[0].split()[0]}")
     engine.ctr("task", "pause", name)
