@@ -192,18 +192,20 @@ def _user_exists(user: str) -> bool:
 
 
 def _refuse_while_used() -> None:
-    """Containers, running or kept, are the user's to remove: their names are listed below the state
-    directory."""
-    kept = []
-    for root in (paths.pods_root(), os.path.join(paths.state_root(), "containers")):
-        if os.path.isdir(root):
-            kept += [entry for entry in os.listdir(root) if os.listdir(os.path.join(root, entry))]
+    """Containers, running or kept, are the user's to remove: `hako run`'s by id, engines' pods by namespace and id."""
+    kept = set(_entries(os.path.join(paths.state_root(), "containers")))
+    for namespace in _entries(paths.pods_root()):
+        kept.update(_entries(os.path.join(paths.pods_root(), namespace)))
     if kept:
         raise HakoError(
             f"there are still containers: {', '.join(sorted(kept))}",
             step="uninstall",
             hint="hako rm -f $(hako list -aq), and remove containerd's",
         )
+
+
+def _entries(directory: str) -> list[str]:
+    return os.listdir(directory) if os.path.isdir(directory) else []
 
 
 def _remove_caches() -> list[str]:

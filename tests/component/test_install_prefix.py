@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from shim import paths
 from shim.errors import HakoError
 from shim.install import launcher, prefix
 from tests.framework.importgraph import REPOSITORY
@@ -150,9 +151,12 @@ def test_containers_keep_it(place: prefix.Target) -> None:
     from shim.byhand import registry
 
     _install(place)
-    registry.save(registry.new("web"))
-    with pytest.raises(HakoError, match=r"hako rm -f"):
+    made = registry.new("web")
+    registry.save(made)
+    os.makedirs(os.path.join(paths.pods_root(), "k8s.io", "pod1"))
+    with pytest.raises(HakoError, match=r"hako rm -f") as refused:
         prefix.uninstall(place, keep_cache=False)
+    assert made.id in str(refused.value) and "pod1" in str(refused.value) and "k8s.io" not in str(refused.value)
     assert _run(Path(place.bin, "hako"), "version").returncode == 0
 
 
