@@ -176,6 +176,9 @@ def kernel_command_line(spec: VmSpec) -> str:
     words += ["panic=-1", "reboot=t", QUICK]
     if spec.accelerator == "tcg":
         words.append("mitigations=off")  # the CPU is emulated, it does not speculate
+        # QEMU does not see what virtiofsd writes into the guest's memory, and goes on executing the code that it translated
+        # from the page before. Zeroing a page when it is allocated is a write that it sees (Debian's kernel has that on).
+        words.append("init_on_alloc=1")
         if spec.vcpus == 1:
             words.append("nolapic_timer")  # saves its calibration; the HPET ticks
     if spec.image:
