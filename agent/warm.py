@@ -44,7 +44,7 @@ _ADDRESS = 0x400000
 _HEADERS = 64 + 56
 _CODE = (
     b"\xb8\x01\x00\x00\x00\xbf\x01\x00\x00\x00\xbe"
-    + struct.pack("<I", _ADDRESS + _HEADERS + 31)
+    + struct.pack("<I", _ADDRESS + _HEADERS + 29)
     # mov eax, 1 (write); mov edi, 1; mov esi, text; mov edx, 1; syscall; xor edi, edi; push 60 (exit); pop rax
     + b"\xba\x01\x00\x00\x00\x0f\x05\x31\xff\x6a\x3c\x58\x0f\x05\n"
 )

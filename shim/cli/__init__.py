@@ -14,6 +14,7 @@ VERBS = {
     "rm": ("shim.cli.rm", "remove stopped containers"),
     "trace": ("shim.cli.trace", "show where the time of a start went"),
     "check": ("shim.cli.check", "is this host ready? each finding with its remedy"),
+    "factory": ("shim.cli.factory", "templates from which pods start: init, status, destroy"),
     "config": ("shim.cli.config", "print the effective configuration"),
     "version": ("shim.cli.version", "print versions"),
 }

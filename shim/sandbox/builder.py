@@ -170,9 +170,10 @@ class Building:
             devices = (Share(fs.vm_fd, TAG, config.share.queue_size), vsock.device(), network.nics())
             if coming is not None:
                 vm = coming.enter(*devices)
+                marks.mark("restore")
             else:
                 vm = self._launch(self._spec(files, accelerator, confine, *devices))
-            marks.mark("launch")
+                marks.mark("launch")
         if coming is not None:
             coming.await_hello(vm)
         else:

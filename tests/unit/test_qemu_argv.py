@@ -103,3 +103,12 @@ def test_serial_port_only_when_asked() -> None:
     """Each character on a serial port costs an exit: no fast boot has one."""
     assert "ttyS0" not in " ".join(argv.command(*CASES["full"]))
     assert "quiet" not in argv.kernel_command_line(CASES["initrd-serial"][0])
+
+
+def test_a_clone_is_the_template_that_waits() -> None:
+    """The same command line, so that the saved state fits, and the RAM is the file that was given."""
+    spec, fds, options = MINIMAL._replace(template=True, memory_fd=30), Fds(10, 11, 15, disks=(12,)), Options(ports=2)
+    template = argv.command(spec, fds, options)
+    assert argv.command(spec, fds, options, incoming=True) == [*template, "-S", "-incoming", "defer"]
+    assert "memory-backend-file,mem-path=/proc/self/fd/30,id=ram,size=256M,share=on" in template
+    assert template[template.index("-append") + 1].endswith(" agent.template=1")

@@ -1,0 +1,136 @@
+"""`hako factory`: make, look at and remove the templates from which pods start.
+
+Owns: the three words and what they print. What a template is: shim/sandbox/template.py.
+"""
+
+from __future__ import annotations
+
+from shim.cli.options import Option, UsageError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from shim.cli.options import Parsed
+    from shim.config import Config
+
+USAGE = "factory init [--vcpus N] | status [--json] | destroy"
+OPTIONS_END_AT_FIRST_WORD = False
+OPTIONS = [
+    Option("--vcpus", "N", "init: a template for pods with so many vCPUs (default: the configured number)"),
+    Option("--json", "", "status: as a JSON object"),
+]
+HEADER = ("TEMPLATE", "STATE", "VCPUS", "MEMORY", "CPU", "SIZE", "LAST USED")
+
+
+def main(parsed: Parsed) -> int:
+    """Do the one thing that was asked for."""
+    words = {"init": init, "status": status, "destroy": destroy}
+    if len(parsed.words) != 1 or parsed.words[0] not in words:
+        raise UsageError("init, status or destroy is wanted")
+    return words[parsed.words[0]](parsed)
+
+
+def init(parsed: Parsed) -> int:
+    """Make the template now, or say that it is there."""
+    from shim import config as configuration
+    from shim.cli.progress import Progress
+    from shim.errors import Unsupported
+    from shim.sandbox import template, templatebuild, vmspec
+
+    config = configuration.load()
+    refusal = vmspec.no_template(config)
+    if refusal:
+        raise Unsupported(f"VMs of this configuration are not saved: {refusal}", step="factory init")
+    wanted = templatebuild.shape(config, _number(parsed.text("--vcpus", "0")))
+    if template.find(wanted.identity.key) is not None:
+        print(f"template {wanted.identity.key} is there")
+        return 0
+    with Progress() as progress:
+        progress.step("making a template")
+        made = templatebuild.build(config, wanted)
+    assert made is not None
+    print(f"template {made.key} made, {made.size() >> 20} MiB")
+    return 0
+
+
+def status(parsed: Parsed) -> int:
+    """What is there, and whether the next pod would start from it."""
+    from shim import config as configuration
+
+    found = described(configuration.load())
+    if parsed.flag("--json"):
+        import json
+
+        print(json.dumps(found, indent=1))
+    else:
+        print(as_text(found), end="")
+    return 0
+
+
+def described(config: Config) -> dict[str, Any]:
+    """{"wanted": key or "", "reason": why there is none, "templates": [{...}]}."""
+    from shim.errors import HakoError
+    from shim.sandbox import template, templatebuild, vmspec
+
+    wanted, reason = "", vmspec.no_template(config)
+    if not reason:
+        try:
+            wanted = templatebuild.shape(config).identity.key
+            reason = template.failure(wanted)
+        except (HakoError, OSError) as exc:
+            reason = str(exc)
+    return {"wanted": wanted, "reason": reason, "templates": [_row(item, wanted) for item in template.every()]}
+
+
+def _row(item: Any, wanted: str) -> dict[str, Any]:
+    from shim.sandbox import template
+
+    about = item.about()
+    state = "stale" if template.is_stale(item) else "in use" if item.key == wanted else "kept"
+    return {
+        "key": item.key,
+        "state": state,
+        "vcpus": about.get("vcpus", 0),
+        "memory_mib": about.get("memory_mib", 0),
+        "accelerator": about.get("accelerator", ""),
+        "bytes": item.size(),
+        "made": about.get("made", 0),
+        "used": int(item.used()),
+    }
+
+
+def as_text(found: dict[str, Any]) -> str:
+    """A table, and a line about the next pod."""
+    import time
+
+    from shim.cli.table import table
+
+    rows = []
+    for item in found["templates"]:
+        used = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(item["used"]))
+        size = f"{item['bytes'] >> 20} MiB"
+        memory = f"{item['memory_mib']} MiB"
+        rows.append([item["key"], item["state"], str(item["vcpus"]), memory, item["accelerator"], size, used])
+    there = any(item["state"] == "in use" for item in found["templates"])
+    wanted, reason = found["wanted"], found["reason"]
+    if there:
+        line = f"The next pod starts from template {wanted}."
+    else:
+        line = f"The next pod boots: {reason or f'there is no template {wanted} yet'}."
+    return (table(HEADER, rows) if found["templates"] else "") + line + "\n"
+
+
+def destroy(_parsed: Parsed) -> int:
+    """Remove all templates; pods that run have their own copies."""
+    from shim.sandbox import template
+
+    count = template.destroy()
+    print("1 template removed" if count == 1 else f"{count} templates removed")
+    return 0
+
+
+def _number(text: str) -> int:
+    if not text.isascii() or not text.isdigit():
+        raise UsageError(f"--vcpus {text}: not a number")
+    return int(text)
