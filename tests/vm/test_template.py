@@ -112,7 +112,8 @@ def test_no_two_clones_are_alike(hako: Hako) -> None:
         if len(names) >= ALIVE:
             hako.run("rm", "-f", names.pop(0), check=True)
     assert "restore" in _steps(hako, names[-1])
-    for what, values in zip(("random", "uuid", "boot id", "stack", "stack again", "hostname"), zip(*seen, strict=True), strict=True):
+    kinds = ("random", "uuid", "boot id", "stack", "stack again", "hostname")
+    for what, values in zip(kinds, zip(*seen, strict=True), strict=True):
         assert len(set(values)) == CLONES, f"{what}: {values}"
 
 
@@ -214,8 +215,9 @@ def _command(pid: int) -> str:
 def test_nobody_but_root_reads_a_template(hako: Hako) -> None:
     """It has the state of a random pool in it."""
     hako.run("factory", "init", check=True)
+    directory = f"{hako.environment['HAKO_CACHE_DIR']}/template"
     found = subprocess.run(
-        ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "ls", str(hako.environment["HAKO_CACHE_DIR"]) + "/template"],
+        ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "ls", directory],
         capture_output=True, text=True, timeout=10, check=False,
     )  # fmt: skip
     assert found.returncode != 0
