@@ -66,7 +66,7 @@ class Lab:
 
     def unique(self, stem: str) -> str:
         """An id that no other engine of this machine uses: cgroups are called after it."""
-        return f"{stem}{next(self._numbers)}-{self.directory.name}"
+        return f"{stem}{next(self._numbers)}-{self.directory.name.replace('_', 'x')}"
 
     @cached_property
     def engine(self) -> Containerd:

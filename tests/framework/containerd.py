@@ -222,9 +222,9 @@ class Containerd:
     def unique(self, name: str) -> str:
         """An id that no other engine of this machine uses: cgroups are called after it.
 
-        mkdtemp's names may end with "_", which containerd allows in the middle of an id only.
+        mkdtemp's names may have a "_" where containerd allows none: at the end, or beside another separator.
         """
-        return f"{name}-{self.directory.name}-0"
+        return f"{name}-{self.directory.name.replace('_', 'x')}"
 
     def tasks(self) -> dict[str, str]:
         """Id -> status of every task."""

@@ -96,7 +96,7 @@ def ctr(engine: Containerd, runtime: str) -> Runner:
 def test_output_and_status_in_the_foreground(ctr: Runner) -> None:
     """stdout and stderr are apart and complete, the status is the process's."""
     result = ctr.run("sh", "-c", "echo out; echo err >&2; exit 7", check=False)
-    assert (result.stdout, result.returncode) == (b"out\n", 7)
+    assert (result.stdout, result.returncode) == (b"out\n", 7), result.stderr
     assert b"err\n" in result.stderr
 
 
