@@ -1,11 +1,10 @@
 """What a child does to itself between fork and its program; executed by `python3 -IS`, never imported.
 
 Owns: the steps that need a process of their own and that `setpriv`, `nsenter` and `unshare` do not have:
-waiting for the parent's go (it puts the child into its cgroups meanwhile), resource limits, oom_score_adj,
-umask, working directory. Must not know: what is executed. Called by process.py alone, which puts the other
-tools in front of the program.
+resource limits, oom_score_adj, umask, working directory. Must not know: what is executed. Called by process.py
+alone, which puts the other tools in front of the program.
 
-    confine.py [go=FD] [rlimit=NOFILE:SOFT:HARD].. [oom_score_adj=N] [umask=OCTAL] [cwd=DIR] -- PROGRAM [ARG]
+    confine.py [rlimit=NOFILE:SOFT:HARD].. [oom_score_adj=N] [umask=OCTAL] [cwd=DIR] -- PROGRAM [ARG]
 
 Words instead of JSON: importing json takes as long as the interpreter's start (5 ms each), and people can
 paste this. A step that fails ends the process with status 126 and one line on stderr; a program that is not
@@ -43,13 +42,6 @@ def fail(step: str, exc: OSError, status: int) -> None:
     posix._exit(status)
 
 
-def await_go(value: str) -> None:
-    """Block until the parent wrote a byte; its death (end of file) ends us too."""
-    if not posix.read(int(value), 1):
-        posix._exit(STEP_FAILED)
-    posix.close(int(value))
-
-
 def set_rlimit(value: str) -> None:
     import resource
 
@@ -77,7 +69,6 @@ def set_umask(value: str) -> None:
 
 
 STEPS = {
-    "go": await_go,
     "rlimit": set_rlimit,
     "oom_score_adj": set_oom_score_adj,
     "umask": set_umask,

@@ -8,8 +8,8 @@ A child gets /dev/null as stdin, a chosen environment, default signals and only 
 handed, under the same numbers. `Confinement` says what else is done before its program runs: cgroups by us
 while the child waits, limits and directory by confine.py, network namespace by nsenter or unshare, ids,
 no_new_privs and the parent-death signal by setpriv. What is not asked for costs nothing: 1 ms for a plain
-child, 2 ms with setpriv, about 10 ms with cgroups (the kernel's own time for moving a task; the interpreter
-of confine.py starts meanwhile).
+child, 2 ms with setpriv. Moving a task to another cgroup takes the kernel about 10 ms (a grace period of RCU
+for the first of several moves), so a thread does that while the caller goes on.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from typing import Final, NamedTuple, TypeAlias
 
 from shim.errors import HakoError
@@ -73,15 +74,22 @@ def quoted(argv: Sequence[str]) -> str:
 
 
 def confined_argv(argv: Sequence[str], confine: Confinement | None, go: int | None = None) -> list[str]:
-    """`argv` behind the tools that carry out `confine`; pure. `go` is the pipe that confine.py waits on."""
+    """`argv` behind the tools that carry out `confine`; pure. `go` (3 - 9) is the pipe on which the child awaits a line."""
     if confine is None:
         return list(argv)
-    return [*_confine_py(confine, go), *_enter_netns(confine.netns), *_setpriv(confine), *argv]
+    return [*_await_go(go), *_confine_py(confine), *_enter_netns(confine.netns), *_setpriv(confine), *argv]
 
 
-def _confine_py(confine: Confinement, go: int | None) -> list[str]:
-    words = [] if go is None else [f"go={go}"]
-    words += [f"rlimit={name}:{soft}:{hard}" for name, soft, hard in confine.rlimits]
+def _await_go(go: int | None) -> list[str]:
+    """A shell starts in a millisecond, an interpreter in eight. Without a line (we have died) the program does not run.
+
+    POSIX has redirections of one digit only.
+    """
+    return [] if go is None else ["/bin/sh", "-c", f'read -r line <&{go} && exec {go}<&- "$@"', "hako-go"]
+
+
+def _confine_py(confine: Confinement) -> list[str]:
+    words = [f"rlimit={name}:{soft}:{hard}" for name, soft, hard in confine.rlimits]
     words += [] if confine.oom_score_adj is None else [f"oom_score_adj={confine.oom_score_adj}"]
     words += [] if confine.umask is None else [f"umask={confine.umask:o}"]
     words += [] if confine.cwd is None else [f"cwd={confine.cwd}"]
@@ -155,6 +163,12 @@ class Child:
         if self._status is None:
             _wait_readable(self.pidfd, timeout)
         return self.poll()
+
+    def while_unreaped(self, action: Callable[[], None]) -> None:
+        """Call `action` while the pid is surely this child's; not if it has been reaped."""
+        with self._lock:
+            if self._status is None:
+                action()
 
     def signal(self, number: int) -> None:
         """Send a signal; nothing happens if the child has ended."""
@@ -358,8 +372,8 @@ def spawn(
 
     `fds` are handed down under their own numbers (the names are for the reader). `stdin` and `stdout` None
     are /dev/null; `stderr` None is kept for `Child.stderr_tail`. Raises CommandFailed when the program is
-    not there or the child cannot be put into its cgroups. A step of the confinement that fails later ends
-    the child with 126 and a line on stderr.
+    not there or one of its cgroups is not. A step of the confinement that fails later ends the child with a status
+    that is not 0 and a line on stderr.
     """
     program = _found(argv)
     tail, stderr_write = _stderr_tail() if stderr is None else (None, stderr)
@@ -383,7 +397,7 @@ def _spawn(
     argv: list[str],
     fds: list[int],
     confine: Confinement | None,
-    stdio: tuple[int | None, int | None, int | None],
+    stdio: tuple[int | None, int | None, int],
     env: Mapping[str, str],
     tail: Tail | None,
 ) -> Child:
@@ -392,36 +406,48 @@ def _spawn(
     if not cgroup_dirs:
         pid = _start(confined_argv(argv, confine), _file_actions(stdio, fds), env, lasting)
         return Child(pid, argv, tail)
-    go_read, go_write = os.pipe2(os.O_CLOEXEC)
-    try:
-        files = _file_actions(stdio, [*fds, go_read])
-        child = Child(_start(confined_argv(argv, confine, go_read), files, env, lasting), argv, tail)
-        _release(child, cgroup_dirs, go_write)
-        return child
-    finally:
-        os.close(go_read)
-        os.close(go_write)
+    with ExitStack() as ours:
+        cgroups = _Cgroups(cgroup_dirs, ours)
+        go_read, go_write = os.pipe2(os.O_CLOEXEC)
+        ours.callback(os.close, go_write)
+        go = next(number for number in range(3, 10) if number not in fds)
+        try:
+            files = [*_file_actions(stdio, fds), (os.POSIX_SPAWN_DUP2, go_read, go)]
+            child = Child(_start(confined_argv(argv, confine, go), files, env, lasting), argv, tail)
+        finally:
+            os.close(go_read)
+        said = os.dup(stdio[2])
+        ours.callback(os.close, said)
+        held = ours.pop_all()
+    threading.Thread(target=lambda: cgroups.release(child, go_write, said, held), name="hako-cgroups", daemon=True).start()
+    return child
 
 
-def _release(child: Child, cgroup_dirs: Sequence[str], go: int) -> None:
-    """Put the waiting child into its cgroups and let it run; it is killed if that fails."""
-    try:
-        for directory in cgroup_dirs:
-            _write(os.path.join(directory, "cgroup.procs"), str(child.pid))
-        os.write(go, b"x")
-    except OSError:
-        child.terminate(0)
-        raise
+class _Cgroups:
+    """The cgroups that a waiting child goes into. Raises OSError for one that is not there."""
 
+    def __init__(self, directories: Sequence[str], closing: ExitStack) -> None:
+        self._files: dict[str, int] = {}
+        for directory in directories:
+            path = os.path.join(directory, "cgroup.procs")
+            self._files[path] = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+            closing.callback(os.close, self._files[path])
 
-def _write(path: str, text: str) -> None:
-    fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
-    try:
-        os.write(fd, text.encode())
-    except OSError as exc:
-        raise OSError(exc.errno, exc.strerror, path) from exc
-    finally:
-        os.close(fd)
+    def release(self, child: Child, go: int, said: int, held: ExitStack) -> None:
+        """Put it there and let it run. If that fails its stderr says so (`said`), and it ends without its go."""
+        with held:
+            try:
+                child.while_unreaped(lambda: self._move(child.pid))
+                os.write(go, b"go\n")
+            except OSError as exc:
+                os.write(said, f"hako: {exc.filename}: {exc.strerror}\n".encode())
+
+    def _move(self, pid: int) -> None:
+        for path, file in self._files.items():
+            try:
+                os.write(file, str(pid).encode())
+            except OSError as exc:
+                raise OSError(exc.errno, exc.strerror, path) from exc
 
 
 def run(

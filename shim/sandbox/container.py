@@ -154,8 +154,19 @@ class Container:
             except BaseException:
                 relay.close()
                 raise
+            self._await_stub(relay)
             self._created(relay)
             return self.init.pid
+
+    def _await_stub(self, relay: Relay | RpcRelay) -> None:
+        """The stub's pid is about to be told; it had the time that the guest took."""
+        try:
+            self.host.await_stub()
+        except BaseException:
+            relay.close()
+            self._in_guest = True
+            self._remove_in_guest()
+            raise
 
     def discard(self) -> None:
         """Undo `prepare` and `create_in_guest` after a failure."""

@@ -60,9 +60,13 @@ class HostSide:
             self._mount_rootfs(undo)
             self._make_cgroup(undo, cgroup)
             self._start_stub(undo, tuple(cgroup.dirs), netns, stub_killed)
-            for kind in ("prestart", "create_runtime", "create_container"):
-                hooks.run_all(kind, self._hooks_of(kind), self._state("creating"))
+            self._run_create_hooks()
             self._undo = undo.pop_all()
+
+    def await_stub(self) -> None:
+        """Wait until the stub is in its cgroup and namespaces, where engines look for it. Raises HakoError."""
+        if self._stub is not None:
+            stub.await_program(self._stub)
 
     @property
     def rootfs_path(self) -> str:
@@ -125,8 +129,14 @@ class HostSide:
         undo.callback(self.end_stub)
         self.pid = child.pid
         self._store.add_process(f"stub of {self._request.id}", child.pid)
-        stub.await_program(child)
         child.on_exit(lambda: killed() if self._stub is child else None)
+
+    def _run_create_hooks(self) -> None:
+        planned = {kind: self._hooks_of(kind) for kind in ("prestart", "create_runtime", "create_container")}
+        if any(planned.values()):
+            self.await_stub()
+        for kind, found in planned.items():
+            hooks.run_all(kind, found, self._state("creating"))
 
     def _remember(self, key: str, values: list[str]) -> None:
         self._store.change(lambda state: state["containers"][self._request.id][key].extend(values))

@@ -190,6 +190,16 @@ def test_child_that_cannot_join_its_cgroup_never_runs(cgroup: str, tmp_path: Pat
     assert not proof.exists()
 
 
+def test_a_child_that_its_cgroup_refuses_says_so_and_never_runs(tmp_path: Path) -> None:
+    """What goes wrong while the child waits is in its stderr: here a file that takes no pid."""
+    (tmp_path / "cgroup.procs").symlink_to("/proc/version")
+    proof = tmp_path / "ran"
+    child = spawn(["/usr/bin/touch", str(proof)], confine=Confinement(cgroup_dirs=(str(tmp_path),)))
+    assert child.wait(10) not in (0, None)
+    assert "cgroup.procs: " in str(child.failure())
+    assert not proof.exists()
+
+
 def test_children_die_with_their_parent(tmp_path: Path) -> None:
     """When the pod process is killed, nothing of it stays, whichever thread asked for the child."""
     script = """

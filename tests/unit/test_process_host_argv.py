@@ -40,14 +40,21 @@ def test_network_namespace_is_entered_before_privileges_go() -> None:
     assert confined_argv(PROGRAM, Confinement(netns=NEW_NETNS))[:3] == ["/usr/bin/unshare", "--net", "--"]
 
 
-def test_go_limits_and_directory_are_words_for_confine_py() -> None:
+def test_a_child_with_cgroups_waits_in_a_shell() -> None:
+    """What is executed for every VMM and daemon starts no interpreter."""
+    argv = confined_argv(PROGRAM, Confinement(cgroup_dirs=("/sys/fs/cgroup/x",)), go=3)
+    assert argv[:3] == ["/bin/sh", "-c", 'read -r line <&3 && exec 3<&- "$@"']
+    assert argv[4] == "/usr/bin/setpriv"
+
+
+def test_limits_and_directory_are_words_for_confine_py() -> None:
     """What setpriv cannot do is done first, by an interpreter without site packages."""
     confine = Confinement(rlimits=(("NOFILE", 10, 20),), oom_score_adj=-5, umask=0o77, cwd="/x y")
-    argv = confined_argv(PROGRAM, confine, go=9)
+    argv = confined_argv(PROGRAM, confine)
     assert argv[0] == os.path.realpath(getattr(sys, "_base_executable", sys.executable))
     assert argv[1] == "-IS"
     assert argv[2].endswith("/shim/confine.py")
-    assert argv[3:9] == ["go=9", "rlimit=NOFILE:10:20", "oom_score_adj=-5", "umask=77", "cwd=/x y", "--"]
+    assert argv[3:8] == ["rlimit=NOFILE:10:20", "oom_score_adj=-5", "umask=77", "cwd=/x y", "--"]
 
 
 def test_failure_is_one_pasteable_line() -> None:
