@@ -121,6 +121,7 @@ class RuntimeConfig(_Section, frozen=True):
     log_level: Literal["error", "warn", "info", "debug"] = "info"
     user: str = "hako"
     host_hooks: bool = True
+    forkserver: bool = True
     enable_annotations: tuple[str, ...] = ()
 
 

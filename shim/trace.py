@@ -67,6 +67,17 @@ def note_process_start() -> None:
     _process_began = time.monotonic_ns() - age
 
 
+def process_began() -> int:
+    """What `note_process_start` found; 0 before."""
+    return _process_began
+
+
+def adopt_process_start(began: int) -> None:
+    """This process was forked for one that was executed then."""
+    global _process_began
+    _process_began = began
+
+
 def spawned() -> None:
     """This process is ready to serve: the span from the execution of `start` until now."""
     keep(Span("spawn", begin=_process_began or time.monotonic_ns(), end=time.monotonic_ns()))

@@ -14,15 +14,16 @@ from __future__ import annotations
 
 import os
 import sys
+from _socket import AF_UNIX, SOCK_STREAM, socket
 
 from shim import paths, trace
 from shim.errors import HakoError
 from shim.oci import grouping
-from shim.task import flags
+from shim.task import flags, forkclient
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    import socket
+    from typing import Any
 
     from shim.task import options
 
@@ -48,6 +49,10 @@ def _dispatch(invocation: flags.Invocation) -> int:
         from shim.task import info
 
         return _write(info.runtime_info(VERSION))
+    if invocation.action == forkclient.ACTION:
+        from shim.task import forkserver
+
+        return forkserver.main(invocation)
     if not invocation.namespace:
         raise HakoError("shim namespace cannot be empty")
     if not invocation.id:
@@ -77,10 +82,8 @@ def start(invocation: flags.Invocation) -> int:
     return _write(f"unix://{path}".encode())
 
 
-def _bind(path: str) -> socket.socket | None:
+def _bind(path: str) -> socket | None:
     """A listening socket at `path`, or None if a living process listens there already."""
-    from socket import AF_UNIX, SOCK_STREAM, socket
-
     os.makedirs(os.path.dirname(path), mode=0o711, exist_ok=True)
     for _attempt in (1, 2):
         listener = socket(AF_UNIX, SOCK_STREAM)
@@ -98,14 +101,15 @@ def _bind(path: str) -> socket.socket | None:
 
 
 def _answers(path: str) -> bool:
-    from socket import AF_UNIX, SOCK_STREAM, socket
+    probe = socket(AF_UNIX, SOCK_STREAM)
+    probe.settimeout(2)
+    try:
+        return bool(probe.connect_ex(path) == 0)
+    finally:
+        probe.close()
 
-    with socket(AF_UNIX, SOCK_STREAM) as probe:
-        probe.settimeout(2)
-        return probe.connect_ex(path) == 0
 
-
-def _discard(listener: socket.socket, path: str) -> None:
+def _discard(listener: socket, path: str) -> None:
     listener.close()
     _unlink(path)
 
@@ -117,31 +121,47 @@ def _unlink(path: str) -> None:
         pass
 
 
-def _spawn(listener: socket.socket, path: str, invocation: flags.Invocation, sandbox_id: str, bundle: str) -> None:
-    """Fork the pod process: it inherits the single-threaded interpreter and nothing of our stdio."""
+def _spawn(listener: socket, path: str, invocation: flags.Invocation, sandbox_id: str, bundle: str) -> None:
+    """The pod process, from the forkserver or forked here: it inherits nothing of our stdio."""
     from shim.task import options
 
     trace.note_process_start()
     given = options.parse_stdin(options.read_stdin(), invocation.id, invocation.namespace)
     score = _oom_score_adj(os.getppid())
-    pid = os.fork()
+    waiting = forkclient.ask(_job(path, invocation, sandbox_id, bundle, given), listener)
+    pid = waiting.pid if waiting is not None else os.fork()
     if pid == 0:
-        _become_daemon(listener, path, invocation, sandbox_id, bundle, given)
+        become_daemon(listener, path, invocation, sandbox_id, bundle, given)
     listener.close()
     _set_oom_score_adj(pid, score + 1)
     if given.shim_cgroup:
         _join_cgroup(given.shim_cgroup, pid)
+    if waiting is not None:
+        waiting.go()
 
 
-def _become_daemon(
-    listener: socket.socket,
+def _job(path: str, invocation: flags.Invocation, sandbox_id: str, bundle: str, given: options.Options) -> dict[str, Any]:
+    """What the forkserver's child has to know of us."""
+    return {
+        "path": path,
+        "invocation": vars(invocation),
+        "sandbox": sandbox_id,
+        "bundle": bundle,
+        "options": [given.config_path, given.shim_cgroup],
+        "environment": dict(os.environ),
+        "began": trace.process_began(),
+    }
+
+
+def become_daemon(
+    listener: socket,
     path: str,
     invocation: flags.Invocation,
     sandbox_id: str,
     bundle: str,
     given: options.Options,
 ) -> None:
-    """The child: cut off from the caller's descriptors, then the daemon until it ends. Never returns."""
+    """In a forked child: cut off from the caller's descriptors, then the daemon until it ends. Never returns."""
     status = 1
     try:
         os.setsid()

@@ -15,18 +15,18 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from socket import socket
+from _socket import socket
 from typing import TYPE_CHECKING
 
 from agent.linux.loop import Loop
 from agent.ttrpc.server import Server
 from shim import config as configuration
 from shim import trace
-from shim.errors import ConfigError
+from shim.errors import ConfigError, HakoError
 from shim.log import Log
 from shim.sandbox.builder import HostFactory
 from shim.sandbox.sandbox import Sandbox
-from shim.task import autoremove, tracing
+from shim.task import autoremove, forkclient, tracing
 from shim.task.events import Publisher
 from shim.task.service import SERVICES, TaskService
 
@@ -68,6 +68,7 @@ class Daemon:
 
     def __init__(self, config: configuration.Config, log: Log, invocation: Invocation, sandbox_id: str) -> None:
         self._log = log
+        self._config = config
         self._loop = Loop(on_error=lambda exc: log("error", f"loop: {exc!r}"))
         address = os.environ.get("TTRPC_ADDRESS", "")
         self._publisher = Publisher(address, invocation.namespace, log)
@@ -84,13 +85,24 @@ class Daemon:
         self._service.sandbox = self._sandbox
         methods = self._service.methods()
         self._tracing = tracing.TraceService(self._sandbox, config.trace, log)
-        self._service.on_started = self._tracing.started
+        self._service.on_started = self._container_started
         self._server = Server(
             self._loop,
             dict.fromkeys(SERVICES, methods) | self._tracing.services(),
             on_error=lambda exc, call: log("error", f"{call}: {exc!r}"),
             executor=_in_thread,
         )
+
+    def _container_started(self, container_id: str) -> None:
+        self._tracing.started(container_id)
+        if container_id == self._sandbox.sandbox_id and self._config.runtime.forkserver:
+            _in_thread(self._ensure_forkserver)
+
+    def _ensure_forkserver(self) -> None:
+        try:
+            forkclient.ensure()
+        except (OSError, HakoError) as exc:
+            self._log("warn", f"there is no forkserver: {exc}")
 
     def refuse(self, reason: ConfigError | None) -> None:
         """No container can be created because of this."""

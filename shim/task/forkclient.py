@@ -1,0 +1,113 @@
+"""The way to the forkserver: asking it for a pod process, and starting it where it pays.
+
+Owns: the name of its socket, the two messages. Must not know: what a pod process does. `start` asks (bootstrap.py), a
+pod process starts one (daemon.py); forkserver.py is the other side. Light imports only: `start` loads it.
+
+    start -> forkserver     length (4 bytes, big endian), JSON of the job, the listening socket as a descriptor
+    forkserver -> start     the pod process's pid, ten digits; nothing if it will not
+    start -> pod process    one byte: go
+
+The pod process does nothing before the last byte, so that a `start` that gave up waiting can make one by itself.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from shim import paths
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from _socket import socket
+    from typing import Any
+
+LEAVE = 5.0  # seconds for it to leave the process that started it
+PATIENCE = 1.0  # seconds that `start` waits for the forkserver
+ACTION = "forkserver"
+ROOM = 300  # characters of the command line that a forked pod process can write its own over
+GO = b"g"
+PID_DIGITS = 10
+
+
+def address() -> str:
+    """The socket of the forkserver that has the very code of the caller in memory."""
+    import hashlib
+
+    root = paths.install_root()
+    package = os.path.join(root, "shim")
+    stamps = [root, *sorted(entry.path for entry in os.scandir(package) if entry.is_dir())]
+    found = [(path, os.stat(path).st_ino, os.stat(path).st_mtime_ns) for path in stamps]
+    code = hashlib.sha256(repr((found, sys.version)).encode()).hexdigest()[:16]
+    return os.path.join(paths.state_root(), f"forkserver-{code}")
+
+
+class Waiting:
+    """A pod process that waits for `go`."""
+
+    __slots__ = ("_sock", "pid")
+
+    def __init__(self, pid: int, sock: socket) -> None:
+        self.pid = pid
+        self._sock = sock
+
+    def go(self) -> None:
+        """Let it serve. Raises OSError if it has ended."""
+        self._sock.sendall(GO)
+        self._sock.close()
+
+
+def ask(job: dict[str, Any], listener: socket) -> Waiting | None:
+    """A pod process for `job` (see forkserver.py) that has `listener`; None if there is nobody to make one."""
+    import json
+    from _socket import AF_UNIX, SCM_RIGHTS, SOCK_STREAM, SOL_SOCKET, socket
+
+    sock = socket(AF_UNIX, SOCK_STREAM)
+    sock.settimeout(PATIENCE)
+    try:
+        sock.connect(address())
+        text = json.dumps(job).encode()
+        fds = listener.fileno().to_bytes(4, sys.byteorder)
+        sock.sendmsg([len(text).to_bytes(4, "big")], [(SOL_SOCKET, SCM_RIGHTS, fds)])
+        sock.sendall(text)
+        answer = sock.recv(PID_DIGITS)
+    except OSError:  # there is none, or it is going, or it is too busy
+        answer = b""
+    if len(answer) == PID_DIGITS:
+        return Waiting(int(answer), sock)
+    sock.close()
+    return None
+
+
+def ensure() -> None:
+    """Start a forkserver if this pod is not the only one and nobody listens yet. From the pod process."""
+    if _pods() < 2 or _is_served():
+        return
+    launcher = _launcher()
+    if launcher:
+        from shim import process
+
+        argv = [*launcher, "-socket", address(), "-id", str(os.getpid()), ACTION, "x" * ROOM]
+        process.spawn(argv, stderr=2, env=os.environ).wait(LEAVE)  # it goes on in a child of its own
+
+
+def _launcher() -> list[str]:
+    """How this process was executed, as far as its program's name; [] if that cannot be told."""
+    words = sys.orig_argv
+    return words[: words.index(sys.argv[0]) + 1] if sys.argv[0] in words else []
+
+
+def _is_served() -> bool:
+    from _socket import AF_UNIX, SOCK_STREAM, socket
+
+    sock = socket(AF_UNIX, SOCK_STREAM)
+    sock.settimeout(PATIENCE)
+    try:
+        return sock.connect_ex(address()) == 0
+    finally:
+        sock.close()
+
+
+def _pods() -> int:
+    root = paths.pods_root()
+    return sum(len(os.listdir(os.path.join(root, namespace))) for namespace in os.listdir(root))
