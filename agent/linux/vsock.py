@@ -8,6 +8,9 @@ CID_ANY = 0xFFFFFFFF
 CID_HOST = 2
 
 BACKLOG = 128
+PACKET_MAX = 28 << 10
+"""What one send may have. The guest's kernel (6.17, and stable ones since August 2025) puts more than 32 KiB into several
+descriptors, which vhost-device-vsock 0.3 and others drop without a word, and the stream stands still."""
 
 
 def listen(port: int) -> _socket.socket:

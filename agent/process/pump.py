@@ -17,6 +17,7 @@ import select
 import struct
 
 from agent.linux.loop import READABLE, WRITABLE
+from agent.linux.vsock import PACKET_MAX
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ _SPLICE_FLAGS = os.SPLICE_F_NONBLOCK | os.SPLICE_F_MOVE
 _SOURCE_EMPTY, _SINK_FULL, _MOVED, _ENDED = range(4)
 
 # One thread, and nothing stays in it between two calls. A frame with its header is one packet of vsock.
-_frame = memoryview(bytearray(CHUNK))
+_frame = memoryview(bytearray(PACKET_MAX))
 _body = _frame[HEADER:]
 
 

@@ -7,6 +7,7 @@ is dropped when late answers to its earlier requests take it over OUTPUT_MAX; ot
 from __future__ import annotations
 
 from agent.linux.loop import ERROR, HANGUP, READABLE, WRITABLE
+from agent.linux.vsock import PACKET_MAX
 from agent.ttrpc.frames import Decoder, encode
 
 TYPE_CHECKING = False
@@ -98,7 +99,7 @@ class Connection:
     def _flush(self) -> None:
         try:
             while self._output:
-                del self._output[: self._sock.send(self._output)]
+                del self._output[: self._sock.send(self._output[:PACKET_MAX])]
         except (BlockingIOError, InterruptedError):
             pass
         except OSError:

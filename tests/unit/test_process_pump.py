@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from agent.linux.loop import Loop
+from agent.linux.vsock import PACKET_MAX
 from agent.process import pump
 
 
@@ -284,3 +285,25 @@ def test_the_host_that_never_closes(loop: Loop) -> None:
     loop.run_once(0.02)
     run(loop, lambda: not os.path.exists(f"/proc/self/fd/{fd}"), turns=20)
     theirs.close()
+
+
+def test_no_send_is_larger_than_a_packet(loop: Loop, ended: Ended) -> None:
+    """A frame with its header is one send that every vsock device takes."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    source, writer = os.pipe()
+    os.write(writer, bytes(60_000))
+    os.close(writer)
+    pump.Output(loop, source, ours.fileno(), ended).begin()
+    sizes: list[int] = []
+    with ours, theirs:
+        theirs.settimeout(0)
+        while not ended.count:
+            loop.run_once(0.5)
+            while True:
+                try:
+                    sizes.append(len(theirs.recv(1 << 20)))
+                except BlockingIOError:
+                    break
+    os.close(source)
+    assert sum(sizes) == 60_000 + pump.HEADER * len(sizes)
+    assert len(sizes) > 2 and max(sizes) <= PACKET_MAX < 32 << 10

@@ -13,6 +13,7 @@ import pytest
 
 from agent.api import health_pb2
 from agent.linux.loop import Loop
+from agent.linux.vsock import PACKET_MAX
 from agent.ttrpc import connection, frames, status
 from agent.ttrpc import server as server_module
 from agent.ttrpc.frames import Decoder, Frame, encode
@@ -304,6 +305,18 @@ def test_peer_that_never_reads_its_long_polls_is_dropped(t: Fixture) -> None:
     for deferred in t.deferred:
         deferred.resolve(Check(service="x" * (3 << 20)))
     assert t.server.connections == 0
+
+
+def test_no_send_is_larger_than_a_packet() -> None:
+    """A large answer goes in sends that every vsock device takes."""
+    loop = Loop()
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with ours, theirs:
+        connection.Connection(loop, ours, lambda frame: None, lambda: None).send(1, frames.RESPONSE, 0, bytes(100_000))
+        theirs.settimeout(5)
+        sizes = [len(theirs.recv(1 << 20)) for _ in range(4)]
+    loop.close()
+    assert sum(sizes) == 100_000 + frames.HEADER_SIZE and max(sizes) <= PACKET_MAX
 
 
 def test_too_many_pending_requests_are_refused(t: Fixture, monkeypatch: pytest.MonkeyPatch) -> None:
