@@ -33,6 +33,10 @@ def resources(config: dict[str, Any]) -> oci_pb2.LinuxResources:
     return filled
 
 
+class NotHere(Exception):
+    """This kernel cannot; the reason."""
+
+
 def expect(got: object, wanted: object) -> None:
     """Equality with both sides in the message."""
     if got != wanted:
@@ -137,9 +141,7 @@ def check_loopback() -> None:
 
 def check_limits_and_names() -> None:
     """Open files, host name, standard streams."""
-    limit = next(
-        line for line in procfs.read("self/limits").splitlines() if line.startswith("Max open files")
-    )
+    limit = next(line for line in procfs.read("self/limits").splitlines() if line.startswith("Max open files"))
     expect(limit.split()[3], str(init.OPEN_FILES))
     expect(os.uname().nodename, init.HOSTNAME)
     for fd in (0, 1, 2):
@@ -344,9 +346,7 @@ def check_seccomp_filter_holds() -> None:
 def check_ephemeral_storage() -> None:
     """A tmpfs of its size, then bigger; huge pages are set aside."""
     point = "/run/kata-containers/sandbox/ephemeral/cache"
-    storage.mount(
-        agent_pb2.Storage(driver="ephemeral", fstype="tmpfs", mount_point=point, options=["size=1M"])
-    )
+    storage.mount(agent_pb2.Storage(driver="ephemeral", fstype="tmpfs", mount_point=point, options=["size=1M"]))
     storage.update([agent_pb2.Storage(driver="ephemeral", mount_point=point, options=["size=2M"])])
     expect(os.statvfs(point).f_blocks * 4096, 2 << 20)
     require(storage.unmount(point))
@@ -360,9 +360,7 @@ def check_ephemeral_storage() -> None:
 def check_disk_by_pci_path() -> None:
     """A disk that is there at boot, by its slot."""
     point = "/run/kata-containers/volume"
-    storage.mount(
-        agent_pb2.Storage(driver="blk", source="10", fstype="erofs", mount_point=point, options=["ro"])
-    )
+    storage.mount(agent_pb2.Storage(driver="blk", source="10", fstype="erofs", mount_point=point, options=["ro"]))
     with open(point + "/hello") as file:
         expect(file.read(), "from a disk")
     require(storage.unmount(point))
@@ -373,9 +371,7 @@ def check_plugged_disk_is_awaited() -> None:
     print("PLUG late", flush=True)
     point = "/run/kata-containers/late"
     start = time.monotonic()
-    wanted = agent_pb2.Storage(
-        driver="blk", source="11/00", fstype="erofs", mount_point=point, options=["ro"]
-    )
+    wanted = agent_pb2.Storage(driver="blk", source="11/00", fstype="erofs", mount_point=point, options=["ro"])
     storage.mount(wanted, 10)
     print(f"plugged disk after {time.monotonic() - start:.3f} s", flush=True)
     with open(point + "/hello") as file:
@@ -387,9 +383,7 @@ def check_plugged_share_is_awaited() -> None:
     print("PLUG share", flush=True)
     point = "/run/kata-containers/shared/containers"
     start = time.monotonic()
-    storage.mount(
-        agent_pb2.Storage(driver="virtio-fs", source="kataShared", mount_point=point, options=["nodev"]), 10
-    )
+    storage.mount(agent_pb2.Storage(driver="virtio-fs", source="kataShared", mount_point=point, options=["nodev"]), 10)
     print(f"plugged share after {time.monotonic() - start:.3f} s", flush=True)
     with open(point + "/hello") as file:
         expect(file.read(), "from a disk")
@@ -397,9 +391,7 @@ def check_plugged_share_is_awaited() -> None:
     expect((mount.fstype, "nodev" in mount.options), ("virtiofs", True))
     local = f"{point}/c1/rootfs/local/scratch"
     storage.mount(agent_pb2.Storage(driver="local", mount_point=local, options=["mode=0777"]))
-    copyfile.copy(
-        agent_pb2.CopyFileRequest(path=f"{point}/c1/etc/hosts", file_size=4, file_mode=0o100644, data=b"text")
-    )
+    copyfile.copy(agent_pb2.CopyFileRequest(path=f"{point}/c1/etc/hosts", file_size=4, file_mode=0o100644, data=b"text"))
     expect(sorted(os.listdir(f"{point}/c1")), ["etc", "rootfs"])
     require(storage.unmount(point))
 
@@ -407,9 +399,7 @@ def check_plugged_share_is_awaited() -> None:
 def check_missing_share_is_named() -> None:
     """virtio-fs without a device: the error has the tag, after the deadline and not before."""
     start = time.monotonic()
-    wanted = agent_pb2.Storage(
-        driver="virtio-fs", source="noTag", mount_point="/run/kata-containers/shared/containers"
-    )
+    wanted = agent_pb2.Storage(driver="virtio-fs", source="noTag", mount_point="/run/kata-containers/shared/containers")
     try:
         storage.mount(wanted, 0.3)
     except StepError as error:
@@ -454,17 +444,23 @@ def check_cpu_is_brought_back() -> None:
     expect(os.sysconf("SC_NPROCESSORS_ONLN"), 2)
 
 
-def check_plugged_cpu_and_memory_come_into_use() -> None:
-    """OnlineCPUMem waits for a CPU that is being plugged, by its uevent, and brings memory up."""
+def check_plugged_memory_comes_into_use() -> None:
+    """OnlineCPUMem brings up what the kernel has found."""
     before = procfs.keyed(procfs.read("meminfo"))["MemTotal"]
     print("PLUG memory", flush=True)
+    deadline = time.monotonic() + 10
+    while procfs.keyed(procfs.read("meminfo"))["MemTotal"] - before != 128 << 10:
+        require(time.monotonic() < deadline)
+        guest.online(wait=False, cpus=0, cpu_only=False)
+
+
+def check_plugged_cpu_comes_into_use() -> None:
+    """OnlineCPUMem waits for a CPU that is being plugged, by its uevent."""
+    if cgroupfs.read("/sys/devices/system/cpu", "possible") != "0-2":
+        raise NotHere("Linux since 2025 plugs no CPUs where it knows no hypervisor, and it does not know QEMU without KVM")
     print("PLUG cpu", flush=True)
-    start = time.monotonic()
-    guest.online(wait=True, cpus=1, cpu_only=False, seconds=10)
-    print(f"plugged CPU after {time.monotonic() - start:.3f} s", flush=True)
+    guest.online(wait=True, cpus=1, cpu_only=True, seconds=10)
     expect(os.sysconf("SC_NPROCESSORS_ONLN"), 3)
-    guest.online(wait=False, cpus=0, cpu_only=False)
-    expect(procfs.keyed(procfs.read("meminfo"))["MemTotal"] - before, 128 << 10)
     with Made("/cpuset", {}) as cgroup:
         expect(cgroupfs.read(cgroup.directory, "cpuset.cpus.effective"), "0-2")
 
@@ -488,6 +484,8 @@ def run(name: str, check: Callable[[], None]) -> None:
     """One check, one line; all else that it prints stays on the console too."""
     try:
         check()
+    except NotHere as reason:
+        print(f"CHECK {name} skip {reason}", flush=True)
     except Exception as error:  # noqa: BLE001 - the line is the result
         traceback.print_exc()
         print(f"CHECK {name} FAIL {type(error).__name__}: {error}".replace("\n", " "), flush=True)
