@@ -112,6 +112,7 @@ def test_a_pod_process_is_forked_and_looks_like_one(room: Room) -> None:
     sock.connect(address.removeprefix("unix://"))
     sock.close()
     assert os.getsid(pid) == pid
+    assert os.readlink(f"/proc/{room.pid}/fd/2") == "/dev/null"
     servers = {os.readlink(f"/proc/{room.pid}/fd/{fd}") for fd in os.listdir(f"/proc/{room.pid}/fd")}
     own = {os.readlink(f"/proc/{pid}/fd/{fd}") for fd in os.listdir(f"/proc/{pid}/fd")}
     assert not {link for link in servers & own if link.startswith(("socket:", str(room.directory)))}
