@@ -126,6 +126,10 @@ class Service:
     # --- sandbox --------------------------------------------------------------------------------------------
 
     def _create_sandbox(self, request: agent_pb2.CreateSandboxRequest) -> empty_pb2.Empty:
+        if request.seed:
+            guest.reseed(request.seed)
+        if request.time:
+            guest.set_clock(request.time // 10**9, request.time // 1000 % 10**6)
         self._sandbox.create(request)
         return _EMPTY
 

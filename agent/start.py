@@ -24,8 +24,8 @@ from agent.service import Service
 from agent.streams import Streams
 from agent.ttrpc.server import Server
 
-HELLO = "hako-agent: ready\n"
-TEMPLATE = "hako-agent: template\n"
+HELLO = b"hako-agent: ready\n"
+TEMPLATE = b"hako-agent: template\n"
 CONSOLE = "/dev/console"
 LAST_ANSWER_SECONDS = 1.0
 """After DestroySandbox: what its answer may take to reach the host."""
@@ -43,9 +43,13 @@ class Agent:
         self.server = Server(self.loop, service.services(), on_error=_report)
         family = rpc.family
         self.server.listen(rpc, admit=lambda address: vsock.is_host(family, address))
-        if os.getpid() == 1:
-            orphans.begin(self.loop)
         container.prepare()
+
+    def close(self) -> None:
+        """Stop listening; what the sandbox has is the sandbox's."""
+        self.server.close()
+        self.streams.close()
+        self.loop.close()
 
     def end(self) -> None:
         """Stop once the answer that is being made was sent and its receiver has had time to take it."""
@@ -85,20 +89,23 @@ def run(arguments: list[str]) -> int:
 def serve(chosen: config.Config, began: int, *, is_init: bool) -> None:
     """Listen, say hello, and serve until the sandbox is destroyed. `began`: when we did, by the monotonic clock."""
     log.set_level(chosen.log)
-    agent = Agent(chosen, is_init=is_init)
-    console = CONSOLE if is_init else ""
     if chosen.template:
-        warm.run_once(agent.loop, agent.server, agent.sandbox)
+        warm.rehearse(lambda rehearsed: Agent(rehearsed, is_init=is_init))
+    agent = Agent(chosen, is_init=is_init)
+    if os.getpid() == 1:
+        orphans.begin(agent.loop)
+    console = os.open(CONSOLE, os.O_WRONLY | os.O_NOCTTY | os.O_CLOEXEC) if is_init else 1
     # What is there now stays: collections need not look at it, and forks need not copy its pages.
     gc.freeze()
     gc.enable()
     if chosen.template:
         warm.clear_free_memory()
         spans.forget()
+        arrival = warm.Arrival()
         began = monotonic_ns()  # the clock of a clone goes on from here
-        _say(TEMPLATE, console)
-        warm.await_vsock()
-    _say(HELLO, console)
+        os.write(console, TEMPLATE)
+        arrival.wait()
+    os.write(console, HELLO)
     spans.keep("agent", "", began)
     agent.loop.run()
 
@@ -114,13 +121,6 @@ def _listen_unix(path: str) -> _socket.socket:
     sock.bind(path)
     sock.listen(vsock.BACKLOG)
     return sock
-
-
-def _say(line: str, console: str) -> None:
-    fd = os.open(console, os.O_WRONLY | os.O_NOCTTY | os.O_CLOEXEC) if console else 1
-    os.write(fd, line.encode())
-    if console:
-        os.close(fd)
 
 
 def _report(exc: Exception, where: str) -> None:

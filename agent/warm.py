@@ -6,7 +6,7 @@ agent.start where the kernel's command line has agent.template=1.
 A clone goes on where the template was saved, so all that is done here is done for every pod: modules are loaded,
 the interpreter has specialized its byte code, the kernel has its caches. It must not depend on who the clone is:
 nothing here may draw secrets that live on (the boot id stays unread, no TCP socket is opened), and the host
-reseeds the random pool before the first container (ReseedRandomDev). What stays common to all clones of one
+reseeds the random pool before the first container (CreateSandboxRequest.seed). What stays common to all clones of one
 template: the agent's own address space and hash seed, and the kernel's addresses.
 """
 
@@ -15,7 +15,9 @@ from __future__ import annotations
 import _socket
 import os
 import struct
+import time
 
+from agent import config
 from agent.api import agent_pb2, empty_pb2, jsonmap, oci_pb2
 from agent.linux import procfs, uevent
 from agent.ttrpc import frames
@@ -23,20 +25,21 @@ from agent.ttrpc.ttrpc_pb2 import Request, Response
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Any
 
     from agent.linux.loop import Loop
-    from agent.sandbox import Sandbox
-    from agent.ttrpc.server import Server
 
-ROOTFS = "/run/hako-warm"
-VSOCK_DRIVER = "/sys/bus/virtio/drivers/vmw_vsock_virtio_transport"
-DRIVER_OK = 4
-"""virtio 1.1, 2.1: the driver is set up. The device's directory is there before its driver is."""
+HOME = "/run/hako-warm"
+ROOTFS = HOME + "/rootfs"
+DRIVERS = "/sys/bus/virtio/drivers"
+VSOCK_DRIVER = b"vmw_vsock_virtio_transport"
 ANSWER_SECONDS = 60.0
 FOR_EVER = 1e9
 KEPT_FREE = 12 << 20
 """bytes that clear_free_memory leaves, so that nothing is reclaimed for it"""
+END_OF_OUTPUT = bytes(4)
+"""a chunk of no bytes (agent/api/README.md)"""
 SERVICE = "grpc.AgentService"
 NAME = "warm"
 
@@ -53,21 +56,23 @@ _CODE = (
 # --- before ---------------------------------------------------------------------------------------------------
 
 
-def run_once(loop: Loop, server: Server, sandbox: Sandbox) -> None:
-    """A whole pod, as the host would ask for it; nothing of it is left. Raises what fails."""
+def rehearse(make_agent: Callable[[config.Config], Any]) -> None:
+    """A whole pod, as the host would ask for it, of an agent on unix sockets; nothing of either is left.
+
+    `make_agent` makes an agent.start.Agent. Raises what fails.
+    """
     drop_caches()
-    ours, theirs = _socket.socketpair()
-    server.attach(theirs)
-    caller = _Caller(loop, ours)
+    os.mkdir(HOME, 0o700)
     make_rootfs(ROOTFS)
+    chosen = config.Config()
+    chosen.unix_path = HOME + "/agent"
+    agent = make_agent(chosen)
     try:
-        _pod(caller)
+        _pod(_Host(agent.loop, chosen.unix_path))
     finally:
-        sandbox.destroy()
-        remove_rootfs(ROOTFS)
-        ours.close()
-    while server.connections:
-        loop.run_once(ANSWER_SECONDS)
+        agent.sandbox.destroy()
+        agent.close()
+        remove_tree(HOME)
 
 
 def drop_caches() -> None:
@@ -97,58 +102,80 @@ def _free_memory() -> int:
     return 0
 
 
-class _Caller:
-    """The host's end of a connection, in the agent's own thread: each call runs the loop until it is answered."""
+class _Host:
+    """The host's part, in the agent's own thread: whatever it waits for, the loop runs meanwhile."""
 
-    def __init__(self, loop: Loop, sock: _socket.socket) -> None:
-        sock.settimeout(0)
+    def __init__(self, loop: Loop, path: str) -> None:
         self._loop = loop
-        self._sock = sock
+        self._path = path
+        self._agent = self._connect(path)
         self._decoder = frames.Decoder()
         self._stream_id = -1
 
-    def __call__(self, method: str, request: Any, answer: Any = None) -> Any:
+    def _connect(self, path: str) -> _socket.socket:
+        sock = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
+        sock.connect(path)  # the agent's backlog takes it
+        sock.settimeout(0)
+        return sock
+
+    def stream(self, port: int) -> _socket.socket:
+        """A raw stream with that number."""
+        sock = self._connect(self._path + ".stdio")
+        sock.sendall(b"PORT %d\n" % port)
+        return sock
+
+    def receive(self, sock: _socket.socket) -> bytes:
+        """The next bytes; b"" at the end."""
+        while True:
+            try:
+                return sock.recv(1 << 16)
+            except BlockingIOError:
+                self._loop.run_once(ANSWER_SECONDS)
+
+    def call(self, method: str, request: Any, answer: Any = None) -> Any:
         """Raises RuntimeError with what the agent said."""
         self._stream_id += 2
         envelope = Request(service=SERVICE, method=method, payload=request.SerializeToString())
-        self._sock.sendall(frames.encode(self._stream_id, frames.REQUEST, 0, envelope.SerializeToString()))
+        self._agent.sendall(frames.encode(self._stream_id, frames.REQUEST, 0, envelope.SerializeToString()))
         response = Response()
-        response.ParseFromString(self._next().payload)
+        response.ParseFromString(self._answer().payload)
         if response.status.code:
             raise RuntimeError(f"{method}: {response.status.message}")
         answer = answer or empty_pb2.Empty()
         answer.ParseFromString(response.payload)
         return answer
 
-    def _next(self) -> frames.Frame:
+    def _answer(self) -> frames.Frame:
         while True:
-            self._loop.run_once(ANSWER_SECONDS)
-            try:
-                data = self._sock.recv(1 << 16)
-            except BlockingIOError:
-                continue
+            data = self.receive(self._agent)
+            if not data:
+                raise RuntimeError("the agent hung up")
             found = self._decoder.feed(data)
             if found:
                 return found[0]
 
 
-def _pod(call: _Caller) -> None:
+def _pod(host: _Host) -> None:
     """In the host's order."""
-    call("ReseedRandomDev", agent_pb2.ReseedRandomDevRequest(data=bytes(64)))
-    call("GetGuestDetails", agent_pb2.GuestDetailsRequest(mem_block_size=True), agent_pb2.GuestDetailsResponse())
     shm = agent_pb2.Storage(
         driver="ephemeral", source="shm", fstype="tmpfs", options=["mode=1777"], mount_point="/run/kata-containers/sandbox/shm"
     )
-    call("CreateSandbox", agent_pb2.CreateSandboxRequest(hostname=NAME, storages=[shm], sandbox_id=NAME, dns=["# warm"]))
+    request = agent_pb2.CreateSandboxRequest(hostname=NAME, storages=[shm], sandbox_id=NAME, dns=["# warm"])
+    request.seed, request.time = bytes(64), time.time_ns()
+    host.call("CreateSandbox", request)
     spec = oci_pb2.Spec()
     jsonmap.fill(spec, spec_of(ROOTFS))
-    call("CreateContainer", agent_pb2.CreateContainerRequest(container_id=NAME, exec_id=NAME, OCI=spec))
-    call("StartContainer", agent_pb2.StartContainerRequest(container_id=NAME))
-    call("StatsContainer", agent_pb2.StatsContainerRequest(container_id=NAME), agent_pb2.StatsContainerResponse())
-    output = agent_pb2.ReadStreamRequest(container_id=NAME, exec_id=NAME, len=4096)
-    call("ReadStdout", output, agent_pb2.ReadStreamResponse())
-    call("WaitProcess", agent_pb2.WaitProcessRequest(container_id=NAME), agent_pb2.WaitProcessResponse())
-    call("RemoveContainer", agent_pb2.RemoveContainerRequest(container_id=NAME))
+    out, err = host.stream(1), host.stream(2)
+    create = agent_pb2.CreateContainerRequest(container_id=NAME, exec_id=NAME, OCI=spec, stdout_port=1, stderr_port=2)
+    host.call("CreateContainer", create)
+    host.call("StartContainer", agent_pb2.StartContainerRequest(container_id=NAME))
+    for sock in (out, err):
+        while not host.receive(sock).endswith(END_OF_OUTPUT):
+            pass
+        sock.close()
+    host.call("WaitProcess", agent_pb2.WaitProcessRequest(container_id=NAME), agent_pb2.WaitProcessResponse())
+    host.call("StatsContainer", agent_pb2.StatsContainerRequest(container_id=NAME), agent_pb2.StatsContainerResponse())
+    host.call("RemoveContainer", agent_pb2.RemoveContainerRequest(container_id=NAME))
 
 
 def program() -> bytes:
@@ -168,13 +195,14 @@ def make_rootfs(root: str) -> None:
         file.write(program())
 
 
-def remove_rootfs(root: str) -> None:
-    """Take it away; nothing is mounted in it outside the container."""
-    os.unlink(root + "/program")
-    for directory, _names, files in os.walk(root, topdown=False):
+def remove_tree(root: str) -> None:
+    """Take a directory of ours away; nothing is mounted in it outside the container."""
+    for directory, names, files in os.walk(root, topdown=False):
         for name in files:
             os.unlink(f"{directory}/{name}")
-        os.rmdir(directory)
+        for name in names:
+            os.rmdir(f"{directory}/{name}")
+    os.rmdir(root)
 
 
 def spec_of(rootfs: str) -> dict[str, Any]:
@@ -230,22 +258,20 @@ def _mount(destination: str, fstype: str, source: str, options: list[str]) -> di
 # --- after ----------------------------------------------------------------------------------------------------
 
 
-def await_vsock() -> None:
-    """Until the host has plugged a vsock device, which happens to a clone only."""
-    uevent.wait_for(_vsock_is_up, ("virtio",), FOR_EVER)
+class Arrival:
+    """The vsock device that the host plugs into a clone. Made before the template is saved, so that nothing is missed."""
+
+    def __init__(self) -> None:
+        self._events = uevent.Uevents()
+
+    def wait(self) -> None:
+        """Until its driver is up: a host that connects before breaks vhost-device-vsock."""
+        with self._events:
+            if not self._events.await_driver(VSOCK_DRIVER):
+                uevent.wait_for(_is_bound, ("virtio",), FOR_EVER)
 
 
-def _vsock_is_up(driver: str = VSOCK_DRIVER) -> bool | None:
-    try:
-        names = [name for name in os.listdir(driver) if name.startswith("virtio")]
-    except FileNotFoundError:
-        return None
-    return True if any(_status(f"{driver}/{name}/status") & DRIVER_OK for name in names) else None
-
-
-def _status(path: str) -> int:
-    try:
-        with open(path) as file:
-            return int(file.read(), 16)
-    except (OSError, ValueError):
-        return 0
+def _is_bound(directory: str = DRIVERS) -> bool | None:
+    """Looked at only when events were lost."""
+    names = os.listdir(f"{directory}/{VSOCK_DRIVER.decode()}")
+    return True if any(name.startswith("virtio") for name in names) else None

@@ -181,13 +181,16 @@ class Building:
         marks.mark("boot")
         agent = self._connect(vsock)
         machine = RunningMachine(vm, agent, share, vsock, network, self._plan, config.agent.stdio, self._fate)
-        if coming is not None:
-            coming.make_its_own(agent, vm, self._plan)
-        network.configure(agent)
         marks.mark("connect")
-        agent.do("CreateSandbox", self._sandbox_request())
-        machine.learn_features()
+        request = self._sandbox_request()
+        if coming is not None:
+            clone.make_its_own(request)
+            coming.grow(agent, vm, self._plan)
+        agent.do("CreateSandbox", request)
         marks.mark("sandbox")
+        network.configure(agent)
+        machine.learn_features(known=coming is not None)
+        marks.mark("configure")
         how = "booted" if saved is None else f"from template {saved.template.key}"
         self._log("info", f"sandbox {self._plan.sandbox_id} is up, {how}, after {marks.line()}")
         if self._template_wanted:

@@ -74,6 +74,16 @@ def find(config: Config, files: GuestFiles, accelerator: str, vcpus: int) -> Loo
     return Looked(None, f"there is no template {key} yet", make=True)
 
 
+def make_its_own(request: agent_pb2.CreateSandboxRequest) -> None:
+    """Fresh randomness and the time, which the agent takes before it makes anything of the pod's.
+
+    Host name, vsock CID, MAC addresses come with the sandbox and the devices; the boot id is drawn when it is
+    read for the first time, which nobody did in the template.
+    """
+    request.seed = os.urandom(SEED_BYTES)
+    request.time = time.time_ns()
+
+
 class Clone:
     """A VMM that waits for a saved VM while its memory is copied.
 
@@ -84,7 +94,7 @@ class Clone:
         """Raises TemplateFailed."""
         self._config = config
         self._key = saved.key
-        self._vcpus = spec.vcpus
+        self._size = (spec.vcpus, spec.memory_mib)
         with self._blamed():
             self._copy = template.Copy(saved)
             try:
@@ -111,17 +121,12 @@ class Clone:
         with self._blamed():
             vm.wait_ready(self._config.factory.restore_timeout)
 
-    def make_its_own(self, agent: AgentClient, vm: Vm, plan: SandboxPlan) -> None:
-        """Fresh randomness, the time, and the size that the pod wants: before anything of the pod's runs.
-
-        Host name, vsock CID, MAC addresses come with the sandbox and the devices; the boot id is drawn when it
-        is read for the first time, which nobody did in the template.
-        """
-        agent.do("ReseedRandomDev", agent_pb2.ReseedRandomDevRequest(data=os.urandom(SEED_BYTES)))
-        now = time.time_ns()
-        agent.do("SetGuestDateTime", agent_pb2.SetGuestDateTimeRequest(Sec=now // 10**9, Usec=now // 1000 % 10**6))
+    def grow(self, agent: AgentClient, vm: Vm, plan: SandboxPlan) -> None:
+        """The size that the pod wants. Raises HakoError."""
+        if (plan.vcpus, plan.memory_mib) == self._size:
+            return
         vm.grow(plan.vcpus, plan.memory_mib)
-        plugged = plan.vcpus - self._vcpus
+        plugged = plan.vcpus - self._size[0]
         if plugged > 0:
             agent.do("OnlineCPUMem", agent_pb2.OnlineCPUMemRequest(wait=True, nb_cpus=plugged, cpu_only=True))
 

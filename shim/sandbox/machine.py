@@ -143,8 +143,10 @@ class RunningMachine:
         """How everything is taken back at the end."""
         self._undo = undo
 
-    def learn_features(self) -> None:
-        """Whether streams have connections of their own."""
+    def learn_features(self, *, known: bool) -> None:
+        """Whether streams have connections of their own. `known`: the agent is ours, as in every template."""
+        if self._stdio == "auto" and known:
+            self._stdio = "stream"
         if self._stdio == "auto":
             features = self.agent.details().extra_features
             self._stdio = "stream" if STREAM_FEATURE in features else "rpc"
