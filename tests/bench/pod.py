@@ -27,7 +27,7 @@ from tests.bench.measure import RunFailed, children, readable
 SERVICE = "containerd.task.v2.Task"
 NAMESPACE = "bench"
 DEADLINE = 120.0
-UP = re.compile(rb"is up after (\d+ ms: [^\"]*)")
+UP = re.compile(rb"is up[^\"]*? after (\d+ ms: [^\"]*)")
 PAUSE = ["sleep", "1000000"]
 CRI_TYPE, CRI_SANDBOX = "io.kubernetes.cri.container-type", "io.kubernetes.cri.sandbox-id"
 
