@@ -18,7 +18,7 @@ from pathlib import Path
 
 from shim.errors import HakoError
 from tests.bench import catalogue, footprint, machine, scale
-from tests.bench.lab import Lab
+from tests.bench.lab import COLD, TEMPLATE, Lab
 from tests.bench.measure import adopt_orphans
 from tests.bench.plot import svg
 from tests.bench.report import Outcome, as_json, as_markdown
@@ -72,6 +72,7 @@ def measure(lab: Lab, options: argparse.Namespace) -> Outcome:
     """All chosen groups."""
     described = machine.describe(lab)
     say("; ".join(f"{name}: {value}" for name, value in described.items()))
+    lab.make_templates()
     samples, figures = Samples(), list[Figure]()
     groups = catalogue.chosen(options.groups)
     subjects: list[Subject] = []
@@ -87,7 +88,8 @@ def measure(lab: Lab, options: argparse.Namespace) -> Outcome:
         say(f"scale, {options.pods} pods")
         figures += scale.measure(lab, samples, options.pods, min(options.rounds, SCALE_STARTS))
         rows += scale.rows(options.pods)
-    return Outcome(options.command, described, samples, results(rows, samples), figures, lab.traces, lab.missing)
+    shown = {mode: lab.traces[mode] for mode in (COLD, TEMPLATE) if mode in lab.traces}
+    return Outcome(options.command, described, samples, results(rows, samples), figures, shown, lab.missing)
 
 
 def write(outcome: Outcome, directory: Path) -> None:

@@ -50,7 +50,7 @@ def by_hand(lab: Lab, mode: str) -> Callable[[], float]:
 def open_group(lab: Lab) -> list[Subject]:
     """Pods by the task API, and containers by hand."""
     subjects = []
-    for mode in lab.modes:
+    for mode in (COLD, TEMPLATE):
         start = PodStart(lab, mode)
         subjects += [
             Subject(READY.format(mode), start.ready),

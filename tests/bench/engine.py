@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 
 from tests.bench.floors import F_BOOT
-from tests.bench.lab import COLD, Lab
+from tests.bench.lab import COLD, TEMPLATE, Lab
 from tests.bench.measure import RunFailed, both, children, kill, settle, whole
 from tests.bench.pod import Pod
 from tests.bench.rows import Row, Subject
@@ -52,7 +52,7 @@ class CtrRun:
 
 def runtimes(lab: Lab) -> dict[str, tuple[str, ...]]:
     """Name -> ctr's flags: hako in each mode, runc, and the peers that run here."""
-    config = {f"hako {mode}": ("--runtime", HAKO, "--runtime-config-path", str(lab.configs[mode])) for mode in lab.modes}
+    config = {f"hako {mode}": ("--runtime", HAKO, "--runtime-config-path", str(lab.configs[mode])) for mode in (COLD, TEMPLATE)}
     found = {**config, "runc": ("--runtime", RUNC)}
     for name, (program, flags, how) in PEERS.items():
         if shutil.which(program) is None:

@@ -10,7 +10,7 @@ import time
 from agent.api import agent_pb2
 from agent.ttrpc.client import Client
 from tests.bench import floors
-from tests.bench.lab import COLD, Lab
+from tests.bench.lab import COLD, TEMPLATE, Lab
 from tests.bench.measure import busy, command, pss, rss, tree
 from tests.bench.pod import Pod
 from tests.bench.rows import Figure
@@ -19,14 +19,13 @@ REST = 3.0  # seconds after the start before anything is looked at
 WATCH = 10.0  # seconds in which processor time is counted
 MIB = 1 << 20
 NAMES = {"qemu-system": "QEMU", "virtiofsd": "virtiofsd", "vhost-device-vsock": "vsock daemon", "/bin/sleep": "stub"}
-BOUNDS = {COLD: (None, None)}
-TEMPLATE_BOUNDS = (110.0, 60.0)
+BOUNDS: dict[str, tuple[float | None, float | None]] = {COLD: (None, None), TEMPLATE: (110.0, 60.0)}
 
 
 def figures(lab: Lab) -> list[Figure]:
     """For each way to start a pod."""
     found = []
-    for mode in lab.modes:
+    for mode in (COLD, TEMPLATE):
         with Pod(lab, mode) as pod:
             pod.run()
             time.sleep(REST)
@@ -49,7 +48,7 @@ def _memory(pod: Pod, mode: str) -> list[Figure]:
         known = by_name.setdefault(name_of(pid), [0, 0])
         known[0] += pss(pid)
         known[1] += rss(pid)
-    must, aim = BOUNDS.get(mode, TEMPLATE_BOUNDS)
+    must, aim = BOUNDS[mode]
     found = [Figure(f"idle pod, {mode}: PSS of all its processes", sum(v[0] for v in by_name.values()) / MIB, "MiB", must, aim)]
     for name, (proportional, resident) in sorted(by_name.items()):
         found.append(Figure(f"idle pod, {mode}: PSS of {name}", proportional / MIB, "MiB"))

@@ -15,7 +15,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from shim import config as configuration
 from shim.config import GuestConfig
 from shim.sandbox import guestfiles
 from tests.bench.bare import BareGuest
@@ -26,13 +25,15 @@ from tests.framework.hako import Hako
 if TYPE_CHECKING:
     from tests.bench.pod import Pod
 
-COLD, TEMPLATE = "cold", "template"
-BUILD = 600.0  # seconds for the floor's image
-FACTORY = "factory"
+COLD, TEMPLATE, MANY = "cold", "template", "many"
+BUILD = 600.0  # seconds for the floor's image, for a template
 
 
 class Lab:
-    """`modes` are the ways in which this checkout can start a pod: cold, and from a template where it knows how."""
+    """`modes` are the ways in which a pod can start: cold, and from a template. Both as the first pod of a machine.
+
+    `many` is the configuration of a machine with many pods: all defaults, the forkserver of pod processes with them.
+    """
 
     def __init__(self, directory: Path, undo: ExitStack) -> None:
         self.directory = directory
@@ -44,22 +45,18 @@ class Lab:
         self.guest = guestfiles.find(GuestConfig())
         self._numbers = itertools.count(1)
         self._pods: dict[tuple[str, bool], Pod] = {}
-        self.configs = {COLD: self._configuration(COLD, template=False)}
-        if FACTORY in configuration.SECTIONS:
-            self.configs[TEMPLATE] = self._configuration(TEMPLATE, template=True)
-        else:
-            self.missing["rows with a template"] = "this checkout has no templates yet ([factory] in configuration.toml)"
+        self.configs = {
+            COLD: self._configuration(COLD, template=False, forkserver=False),
+            TEMPLATE: self._configuration(TEMPLATE, template=True, forkserver=False),
+            MANY: self._configuration(MANY, template=True, forkserver=True),
+        }
 
-    @property
-    def modes(self) -> list[str]:
-        """Ways to start a pod."""
-        return list(self.configs)
-
-    def _configuration(self, name: str, *, template: bool) -> Path:
+    def _configuration(self, name: str, **switches: bool) -> Path:
         """TCG always: the rows are ratios to an emulated boot, whatever else the host could do."""
-        lines = ["[hypervisor]", 'accelerator = "tcg"']
-        if FACTORY in configuration.SECTIONS:
-            lines += [f"[{FACTORY}]", f"template = {str(template).lower()}"]
+        template, forkserver = (str(switches[key]).lower() for key in ("template", "forkserver"))
+        lines = [
+            '[hypervisor]\naccelerator = "tcg"', f"[factory]\ntemplate = {template}", f"[runtime]\nforkserver = {forkserver}"
+        ]  # fmt: skip
         path = self.directory / f"{name}.toml"
         path.write_text("\n".join(lines) + "\n")
         return path
@@ -67,6 +64,15 @@ class Lab:
     def unique(self, stem: str) -> str:
         """An id that no other engine of this machine uses: cgroups are called after it."""
         return f"{stem}{next(self._numbers)}-{self.directory.name.replace('_', 'x')}"
+
+    def make_templates(self) -> None:
+        """Pods of MANY start from the same ones. Without that a first pod boots and makes them beside it."""
+        for mode in (TEMPLATE, MANY):
+            environment = self.hako.environment | {"HAKO_CONFIG": str(self.configs[mode])}
+            argv = self.hako.argv("factory", "init")
+            done = subprocess.run(argv, env=environment, capture_output=True, text=True, timeout=BUILD, check=False)
+            if done.returncode:
+                self.missing[f"templates ({mode})"] = done.stderr
 
     @cached_property
     def engine(self) -> Containerd:

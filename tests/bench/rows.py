@@ -6,6 +6,7 @@ Knows no engine. Called by `__main__`; groups (`catalogue`) are made of these.
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
@@ -42,12 +43,16 @@ class Row(NamedTuple):
 
 
 class Result(NamedTuple):
-    """A row that was measured; `low` and `high` bound the ratio with 95 %."""
+    """A row that was measured; `low` and `high` bound the ratio with 95 %.
+
+    `cpu` is the ratio of processor times, which other work on the machine hardly moves; None where there are none.
+    """
 
     row: Row
     ratio: float
     low: float
     high: float
+    cpu: float | None = None
 
     @property
     def verdict(self) -> str:
@@ -104,6 +109,10 @@ class Samples:
         """A subject's wall seconds."""
         return [sample.wall for sample in self.taken.get(name, [])]
 
+    def cpu(self, name: str) -> list[float]:
+        """A subject's processor seconds."""
+        return [sample.cpu for sample in self.taken.get(name, []) if sample.cpu is not None]
+
 
 def interleave(subjects: Iterable[Subject], rounds: int, samples: Samples, say: Say) -> None:
     """Every subject once a round; a first round, that fills caches, is thrown away."""
@@ -126,7 +135,14 @@ def results(rows: Iterable[Row], samples: Samples) -> list[Result]:
             ours, against = against, ours
         pairs = min(len(ours), len(against))
         if pairs:
-            found.append(Result(row, *ratio_interval(ours[:pairs], against[:pairs])))
+            found.append(Result(row, *ratio_interval(ours[:pairs], against[:pairs]), _cpu_ratio(row, samples)))
     return found
+
+
+def _cpu_ratio(row: Row, samples: Samples) -> float | None:
+    ours, against = samples.cpu(row.ours), samples.cpu(row.against)
+    if not ours or not against or row.speed:
+        return None
+    return statistics.median(ours) / statistics.median(against)
 
 
