@@ -20,7 +20,7 @@ help:
 	@echo 'make uninstall    take everything away again (KEEP_CACHE=1 keeps what was built and fetched)'
 	@echo 'make lint         ruff, mypy --strict, import contract'
 	@echo 'make bench        measure, against runc and a bare boot'
-	@echo 'make test-trixie  the tests in a fresh Debian 13 (test-bookworm: 12), a chroot below build/'
+	@echo 'make test-trixie  the tests in a fresh Debian 13 (test-bookworm: 12) below build/'
 	@echo 'make clean        remove what was made in this checkout'
 
 setup:

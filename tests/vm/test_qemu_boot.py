@@ -148,7 +148,7 @@ def test_panic_is_in_the_error(small: VmSpec, tmp_path: Path) -> None:
 
 def test_death_before_the_console_is_explained_by_a_second_boot(small: VmSpec) -> None:
     """A kernel that dies before it has a console is booted once more, with a serial port."""
-    error = _boot_error(small._replace(memory_mib=32), timeout=20)
+    error = _boot_error(small._replace(memory_mib=32), timeout=8)
     assert "Kernel panic" in error.console_tail
 
 
