@@ -14,7 +14,6 @@ from __future__ import annotations
 import os
 import stat
 import time
-import uuid
 from typing import Final, NamedTuple
 
 from shim import answers, process
@@ -127,6 +126,8 @@ def cpu_model(cpuinfo: str = "/proc/cpuinfo") -> str:
 
 def _boot(config: HypervisorConfig, files: GuestFiles, confine: Confinement) -> str:
     """Boot with KVM: "kvm reason", "tcg reason", or "late BOOT-ID reason"."""
+    import uuid
+
     from shim.hypervisor.qemu.driver import Qemu
 
     spec = VmSpec(

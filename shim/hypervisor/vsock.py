@@ -15,7 +15,6 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-import random
 import select
 import socket
 import stat
@@ -139,6 +138,8 @@ class KernelTransport:
 
 def claim_cid(claim: Callable[[int], None]) -> int:
     """A CID for which `claim` raised no EADDRINUSE. Raises HakoError after 64 attempts."""
+    import random
+
     for _ in range(CID_ATTEMPTS):
         cid = random.SystemRandom().randint(FIRST_CID, LAST_CID)
         try:

@@ -9,14 +9,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field, fields
-from typing import Any, TypeVar
-
-T = TypeVar("T")
+from typing import Any, NamedTuple
 
 
-@dataclass(frozen=True, slots=True)
-class Address:
+class Address(NamedTuple):
     """An IP address on a link. `family`: 4 or 6; `prefix`: length in bits."""
 
     family: int
@@ -24,8 +20,7 @@ class Address:
     prefix: int
 
 
-@dataclass(frozen=True, slots=True)
-class NicInfo:
+class NicInfo(NamedTuple):
     """One link of the namespace and the tap that stands behind it.
 
     `index`, `name`, `kind`, `mac`, `mtu` are the link's own; the guest's NIC gets name, MAC, MTU and
@@ -34,7 +29,7 @@ class NicInfo:
     -1 after `NetworkPlan.close()` or when the data came back from the state file.
     """
 
-    index: int
+    index: int  # type: ignore[assignment]  # not the method of tuples
     name: str
     kind: str
     mac: str
@@ -46,8 +41,7 @@ class NicInfo:
     tap_fd: int = -1
 
 
-@dataclass(frozen=True, slots=True)
-class RouteInfo:
+class RouteInfo(NamedTuple):
     """A unicast route of the main table. `dest`: "" is the default route, else "10.0.0.0/8".
 
     `scope`: rtm_scope (0 universe, 253 link); `flags`: only RTNH_F_ONLINK (4); `mtu` 0: none given.
@@ -64,8 +58,7 @@ class RouteInfo:
     metric: int
 
 
-@dataclass(frozen=True, slots=True)
-class NeighbourInfo:
+class NeighbourInfo(NamedTuple):
     """A neighbour that the guest should know from the start; `state` and `flags` as in rtnetlink(7)."""
 
     family: int
@@ -76,16 +69,14 @@ class NeighbourInfo:
     flags: int
 
 
-@dataclass(frozen=True, slots=True)
-class Skipped:
+class Skipped(NamedTuple):
     """Something in the namespace that the guest does not get, and why: for the log."""
 
     what: str
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
-class NetworkPlan:
+class NetworkPlan(NamedTuple):
     """Everything that the guest gets from one network namespace (`netns_path`, a host path).
 
     After a rescan `nics` and `neighbours` hold only what is new, but `routes` all of them, because the agent
@@ -96,7 +87,7 @@ class NetworkPlan:
     nics: tuple[NicInfo, ...] = ()
     routes: tuple[RouteInfo, ...] = ()
     neighbours: tuple[NeighbourInfo, ...] = ()
-    skipped: tuple[Skipped, ...] = field(default=())
+    skipped: tuple[Skipped, ...] = ()
 
     @property
     def taps(self) -> list[str]:
@@ -111,9 +102,12 @@ class NetworkPlan:
 
     def to_state(self) -> dict[str, Any]:
         """JSON-able form without descriptors."""
-        state = asdict(self)
+        state = self._asdict() | {
+            key: [item._asdict() for item in getattr(self, key)] for key in ("nics", "routes", "neighbours", "skipped")
+        }
         for nic in state["nics"]:
             del nic["tap_fd"]
+            nic["addresses"] = [address._asdict() for address in nic["addresses"]]
         return state
 
 
@@ -133,7 +127,6 @@ def plan_from(state: dict[str, Any], tap_fds: Iterable[int] = ()) -> NetworkPlan
     )
 
 
-def _one(kind: type[T], item: dict[str, Any]) -> T:
-    """`item` as `kind`, keys that a newer version wrote left out."""
-    known = {entry.name for entry in fields(kind)}  # type: ignore[arg-type]
-    return kind(**{key: value for key, value in item.items() if key in known})
+def _one(kind: Any, item: dict[str, Any]) -> Any:
+    """`item` as the NamedTuple `kind`, keys that a newer version wrote left out."""
+    return kind(**{key: value for key, value in item.items() if key in kind._fields})

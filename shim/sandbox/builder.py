@@ -18,7 +18,6 @@ Everything that must not outlive the pod is written into the state file before o
 from __future__ import annotations
 
 import os
-import uuid
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
@@ -208,7 +207,7 @@ class Building:
         return looked.saved
 
     def _begin_clone(self, saved: clone.Saved, confine: Confinement, ours: ExitStack) -> clone.Clone:
-        spec = saved.spec._replace(name=f"hako-{self._plan.sandbox_id}", uuid=str(uuid.uuid4()), confine=confine)
+        spec = saved.spec._replace(name=f"hako-{self._plan.sandbox_id}", uuid=hostfacts.random_uuid(), confine=confine)
         coming = clone.Clone(self._config, saved.template, spec)
         ours.callback(coming.close)
         self._own_vmm(coming.vm)
@@ -234,7 +233,7 @@ class Building:
         size = (plan.vcpus, plan.memory_mib, plan.max_vcpus, plan.max_memory_mib)
         return vmspec.of_size(self._config, files, accelerator, *size)._replace(
             name=f"hako-{plan.sandbox_id}",
-            uuid=str(uuid.uuid4()),
+            uuid=hostfacts.random_uuid(),
             share=share,
             vsock=vsock,
             nics=nics,

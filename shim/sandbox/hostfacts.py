@@ -1,6 +1,6 @@
-"""What of this host goes into a VM: its size, and the user that VMMs run as.
+"""What of this host goes into a VM: its size, the user that VMMs run as, a UUID.
 
-Owns: those two answers. Must not know: pods, VMMs. Called by builder.py and templatebuild.py.
+Owns: those answers. Must not know: pods, VMMs. Called by builder.py and templatebuild.py.
 """
 
 from __future__ import annotations
@@ -26,3 +26,9 @@ def user_ids(name: str) -> tuple[int, int]:
     except KeyError:
         entry = pwd.getpwnam(FALLBACK_USER)
     return entry.pw_uid, entry.pw_gid
+
+
+def random_uuid() -> str:
+    """A UUID of version 4 from the kernel; the uuid module takes longer to load than this to read."""
+    with open("/proc/sys/kernel/random/uuid", encoding="ascii") as stream:
+        return stream.read().strip()

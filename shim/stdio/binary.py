@@ -14,7 +14,6 @@ import os
 import select
 import sys
 from typing import NamedTuple
-from urllib.parse import parse_qsl, unquote, urlsplit
 
 from shim import process
 from shim.errors import HakoError
@@ -57,6 +56,8 @@ def start(uri: str, owner: Owner) -> tuple[int, int]:
 
 
 def _command(uri: str, fds: list[int]) -> list[str]:
+    from urllib.parse import parse_qsl, unquote, urlsplit
+
     parts = urlsplit(uri)
     arguments = [word for pair in parse_qsl(parts.query, keep_blank_values=True) for word in pair if word]
     script = os.path.join(os.path.dirname(os.path.abspath(__file__)), "logger_exec.py")

@@ -32,7 +32,7 @@ NAMESPACES = ("mnt", "net", "pid", "user", "ipc", "uts", "cgroup")
 # What a pod's first container needs beyond daemon.py's own imports; a name that is none ends the forkserver, and a test.
 PRELOADED = (
     "shim.task.daemon", "shim.task.api.task_pb2", "shim.task.api.events_pb2", "shim.task.api.options_pb2",
-    "shim.network.worker", "shim.sandbox.hooks", "shim.sandbox.cleanup", "shim.stdio.relay", "queue", "uuid",
+    "shim.network.worker", "shim.sandbox.hooks", "shim.sandbox.cleanup", "shim.stdio.relay", "queue",
 )  # fmt: skip
 
 
