@@ -9,11 +9,13 @@ predecessor (NAME.1). Must not know: whose output it is. Called by fifo.py; writ
 
 from __future__ import annotations
 
+import errno
 import os
 import time
 
 LIMIT = 10 << 20
 PIECE = 16 << 10
+FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class _File:
@@ -27,15 +29,23 @@ class _File:
         self.size = os.fstat(self.fd).st_size
 
     def append(self, record: bytes) -> None:
-        """Write one record whole, in a new file if this one is full."""
-        if self.size and self.size + len(record) > self.limit:
-            os.rename(self.path, f"{self.path}.1")
-            os.close(self.fd)
-            self.fd, self.size = self._open(), 0
-        view = memoryview(record)
-        while view:
-            view = view[os.write(self.fd, view) :]
-        self.size += len(record)
+        """Write one record whole, in a new file if this one is full. A disk that is full costs the record, no more."""
+        try:
+            if self.size and self.size + len(record) > self.limit:
+                self._rotate()
+            view = memoryview(record)
+            while view:
+                view = view[os.write(self.fd, view) :]
+            self.size += len(record)
+        except OSError as exc:
+            if exc.errno not in FULL:
+                raise
+
+    def _rotate(self) -> None:
+        os.rename(self.path, f"{self.path}.1")
+        fd = self._open()
+        os.close(self.fd)
+        self.fd, self.size = fd, 0
 
     def _open(self) -> int:
         os.makedirs(os.path.dirname(self.path), mode=0o711, exist_ok=True)

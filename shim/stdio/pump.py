@@ -167,9 +167,9 @@ class Pump:
                 if not self._move(first=turn == 0):
                     break
         except OSError as exc:
+            self.close()  # it would fail again at once
             if exc.errno not in GONE:
                 raise
-            self.close()
 
     def _move(self, *, first: bool) -> bool:
         """Move one chunk. False when there is something to wait for, or nothing more to come."""

@@ -13,14 +13,20 @@ import threading
 from typing import TYPE_CHECKING, Protocol
 
 from shim.errors import HakoError
+from shim.sandbox.state import Status
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from shim.sandbox import container
     from shim.sandbox.process import Exit, GuestProcess
 
 ANNOTATION = "io.hako.auto-remove"
+
+
+def abandoned(containers: Iterable[container.Container]) -> bool:
+    """Whether these, of whose makers none is connected any more, will never be started: made by hand, and created."""
+    return all(item.init.status is Status.CREATED and ANNOTATION in (item.spec.annotations or {}) for item in containers)
 
 
 class Service(Protocol):
@@ -60,14 +66,23 @@ class Listener:
         from shim.byhand import aftercare
 
         try:
-            aftercare.exited(container.id, exit.status, exit.at / 1e9)
-            self._service.remove(container.id)
+            known = self._tried("keep its status", lambda: aftercare.exited(container.id, exit.status, exit.at / 1e9))
+            self._tried("delete", lambda: self._service.remove(container.id))
             if removed:
-                aftercare.removed(container.id)
+                self._tried("remove", lambda: aftercare.removed(container.id))
                 shutil.rmtree(container.bundle, ignore_errors=True)
-            else:
-                aftercare.ended(container.id)
-        except (HakoError, OSError) as exc:
-            self._log("error", f"end of {container.id}: {exc}")
+                return
+            if not known:  # its pod's files have made room
+                self._tried("keep its status", lambda: aftercare.exited(container.id, exit.status, exit.at / 1e9))
+            self._tried("give its network back", lambda: aftercare.ended(container.id))
         finally:
             self._shut_down()
+
+    def _tried(self, what: str, action: Callable[[], object]) -> bool:
+        """Whether it succeeded: a step that fails (a full disk) must not keep the others from being done."""
+        try:
+            action()
+        except (HakoError, OSError) as exc:
+            self._log("error", f"{what}: {exc}")
+            return False
+        return True

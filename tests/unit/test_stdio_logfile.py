@@ -89,3 +89,11 @@ def test_appends_to_what_is_there(tmp_path: Path) -> None:
 def test_timestamp() -> None:
     """Nanoseconds are nine digits."""
     assert timestamp(1_000_000_007) == "1970-01-01T00:00:01.000000007Z"
+
+
+def test_a_full_disk_costs_the_log_alone() -> None:
+    """What cannot be written is lost; whoever wrote it goes on."""
+    log = LogFile("/dev/full", "stdout")
+    log.write(b"lost\n" * 1000)
+    log.write(b"and this")
+    log.close()
