@@ -27,7 +27,7 @@ class StartFailed(HakoError):
 def of_start(exc: HakoError) -> HakoError:
     """`exc`, or if it is about the command itself, a StartFailed with the status that fits."""
     text = str(exc)
-    about_command = text.partition('exec: "')[2]
+    about_command = text.partition("unable to start container process: exec")[2] or text.partition('exec: "')[2]
     if any(words in about_command for words in _NOT_FOUND):
         return StartFailed(text, NOT_FOUND)
     if any(words in about_command for words in _CANNOT_EXECUTE):
