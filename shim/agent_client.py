@@ -60,11 +60,15 @@ def translated(exc: Exception, method: str) -> errors.HakoError:
 
 
 class AgentClient:
-    """Calls to one agent. `timeout` in seconds is for the calls that should not take long."""
+    """Calls to one agent. `timeout` in seconds is for the calls that should not take long.
 
-    def __init__(self, client: Client, timeout: float) -> None:
+    `why` says why the connection has ended, if it can ("" if not); it may take a moment.
+    """
+
+    def __init__(self, client: Client, timeout: float, why: Callable[[], str] = str) -> None:
         self._client = client
         self._timeout = timeout
+        self._why = why
 
     def close(self) -> None:
         """Drop the connection; pending calls fail."""
@@ -107,7 +111,10 @@ class AgentClient:
     def _call(self, method: str, request: Any, response: type[Reply], seconds: float | None, service: str) -> Reply:
         try:
             result: Reply = self._client.call(service, method, request, response, seconds)
-        except (RpcError, ConnectionClosed, OSError) as exc:
+        except ConnectionClosed as exc:
+            reason = self._why()
+            raise (errors.Unavailable(reason, step=f"agent {method}") if reason else translated(exc, method)) from exc
+        except (RpcError, OSError) as exc:
             raise translated(exc, method) from exc
         return result
 

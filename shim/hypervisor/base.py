@@ -117,6 +117,9 @@ class Vm(Protocol):
         be held.
         """
 
+    def status(self) -> int | None:
+        """The VMM's exit status, negative for the signal that killed it; None while it runs."""
+
     def console_tail(self) -> str:
         """The last 16 KiB that the guest wrote to its console."""
 
@@ -155,6 +158,9 @@ class Waiting(Protocol):
 
     def on_exit(self, callback: Callable[[], None]) -> None:
         """As Vm.on_exit."""
+
+    def status(self) -> int | None:
+        """The VMM's exit status, negative for the signal that killed it; None while it runs."""
 
     def console_tail(self) -> str:
         """As Vm.console_tail."""

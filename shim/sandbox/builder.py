@@ -53,6 +53,7 @@ if TYPE_CHECKING:
 
 SANDBOX_SHM = "/run/kata-containers/sandbox/shm"
 VMM = "the VM"
+AGENT_LEFT = 1.0  # seconds for the machine's end to be noticed after that of the connection to its agent
 
 
 class HostFactory:
@@ -82,26 +83,32 @@ class HostFactory:
         path = (spec.linux.cgroups_path if spec.linux else None) or ""
         return Cgroup.for_container(path, container_id)
 
-    def build(self, config: Config, plan: planning.SandboxPlan, netns: str, store: Store) -> RunningMachine:
-        """Make the machine.
+    def build(self, config: Config, plan: planning.SandboxPlan, netns: str, store: Store, fate: Fate) -> RunningMachine:
+        """Make the machine, which ends with `fate`, also before it is up.
 
         Raises HakoError (BootError with the guest's last words); nothing is left then.
         """
         try:
-            return self._build(config, plan, netns, store, from_template=True)
+            return self._build(config, plan, netns, store, Fate(fate), from_template=True)
         except clone.TemplateFailed as exc:
+            if fate.reason:
+                raise Unavailable(fate.reason, step="boot") from exc
             self._log("warn", f"template {exc.key} does not start, this pod boots: {exc}")
-            machine = self._build(config, plan, netns, store, from_template=False)
-            template.reject(exc.key, str(exc))
+            machine = self._build(config, plan, netns, store, Fate(fate), from_template=False)
+            if not exc.killed:
+                template.reject(exc.key, str(exc))
             return machine
 
     def _build(
-        self, config: Config, plan: planning.SandboxPlan, netns: str, store: Store, *, from_template: bool
+        self, config: Config, plan: planning.SandboxPlan, netns: str, store: Store, fate: Fate, *, from_template: bool
     ) -> RunningMachine:
         with ExitStack() as undo:
-            building = Building(config, plan, netns, store, undo, self._log, from_template=from_template)
+            building = Building(config, plan, netns, store, undo, self._log, fate, from_template=from_template)
             try:
                 machine = building.build()
+            except clone.TemplateFailed as exc:
+                exc.killed = building.was_killed()
+                raise
             except Unavailable as exc:
                 raise building.explained(exc) from exc
             machine.adopt(undo.pop_all())
@@ -119,6 +126,7 @@ class Building:
         store: Store,
         undo: ExitStack,
         log: Callable[[str, str], None],
+        fate: Fate,
         *,
         from_template: bool,
     ) -> None:
@@ -130,7 +138,7 @@ class Building:
         self._store = store
         self._undo = undo
         self._log = log
-        self._fate = Fate()
+        self._fate = fate
 
     def explained(self, exc: Unavailable) -> Unavailable:
         """`exc`, or the end of a daemon that it follows from: it ended before the VMM did."""
@@ -139,6 +147,11 @@ class Building:
         if not ended or ended.startswith(VMM):
             return exc
         return BootError(exc.step or "boot", ended, console_tail=getattr(exc, "console_tail", ""))
+
+    def was_killed(self) -> bool:
+        """Whether somebody outside has ended it, so that nothing is said about what it was made from."""
+        self._fate.wait(0.2)
+        return self._fate.killed
 
     def build(self) -> RunningMachine:
         """The steps in order.
@@ -290,13 +303,13 @@ class Building:
 
     def _own_vmm(self, vm: Vm | Waiting) -> None:
         self._on_undo("VMM", vm.stop)
-        self._fate.watch_vmm(vm.on_exit, lambda: f"{VMM} has ended{last_words(vm.console_tail())}")
+        self._fate.watch_vmm(vm.on_exit, vm.status, lambda: f"{VMM} has ended{last_words(vm.console_tail())}")
         self._fate.also(lambda: vm.stop(0))
         self._store.add_process("vmm", vm.pid)
 
     def _connect(self, vsock: Transport) -> AgentClient:
         sock = vsock.connect(AGENT_PORT, self._config.guest.dial_timeout)
-        agent = AgentClient(Client(sock), self._config.agent.request_timeout)
+        agent = AgentClient(Client(sock), self._config.agent.request_timeout, lambda: self._fate.why(AGENT_LEFT))
         self._undo.callback(agent.close)
         self._fate.also(agent.close)
         return agent

@@ -117,13 +117,23 @@ def _unescaped(text: str) -> str:
 
 
 def _remove_cgroups(state: dict[str, Any]) -> None:
+    """A process that was just begun, and not yet written down, ends a moment after its parent."""
     containers = state.get("containers", {}).values()
     directories = [path for entry in containers for path in entry.get("cgroups", [])]
+    deadline = time.monotonic() + DEATH
     for path in (*directories, *state.get("cgroups", [])):
-        try:
-            os.rmdir(path)
-        except OSError:
-            pass
+        while not _removed(path) and time.monotonic() < deadline:
+            time.sleep(0.01)
+
+
+def _removed(directory: str) -> bool:
+    try:
+        os.rmdir(directory)
+    except FileNotFoundError:
+        return True
+    except OSError:  # EBUSY: it has processes, or children that are somebody else's
+        return False
+    return True
 
 
 def _detach_network(network: dict[str, Any] | None) -> None:

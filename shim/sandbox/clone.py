@@ -30,11 +30,12 @@ SEED_BYTES = 64
 
 
 class TemplateFailed(HakoError):
-    """A VM did not come out of its template; `key` is the template's."""
+    """A VM did not come out of its template; `key` is the template's. `killed`: that was not the template's fault."""
 
     def __init__(self, key: str, cause: HakoError) -> None:
         super().__init__(str(cause))
         self.key = key
+        self.killed = False
 
 
 class Saved(NamedTuple):

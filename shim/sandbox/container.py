@@ -429,9 +429,17 @@ class Container:
                 _in_thread(lambda: self._ended(process, Exit.now(status)))
             elif isinstance(error, errors.NotFound):
                 _in_thread(lambda: self._ended(process, Exit.now(255)))
-            # Any other error is the end of the connection: the sandbox notices the VM's end and says so.
+            else:
+                _in_thread(lambda: self._unwatched(process))
 
         self._home.agent.wait_process(self.id, process.id, answered)
+
+    def _unwatched(self, process: GuestProcess) -> None:
+        """The connection has ended, and with it the machine (sandbox.py), which ends every process that it finds; one that
+        was about to be started then is ended here.
+        """
+        if not process.told.wait(EXEC_GRACE):
+            self._ended(process, Exit.now(KILLED))
 
     def _ended(self, process: GuestProcess, exit: Exit, *, tell: bool = True) -> None:
         """The one way in which a process ends, at most once."""

@@ -13,23 +13,35 @@ from collections.abc import Callable
 
 from shim.process import describe_status
 
+KILLED = -9  # as Child.poll has it: SIGKILL, which nobody sends himself
 VMM_FIRST = 1.0  # seconds for the end of a VMM, which holds the guest's memory, to be told
 
 
 class Fate:
-    """See the module. `reason` is "" as long as nothing has ended."""
+    """See the module. `reason` is "" as long as nothing has ended; `killed`: somebody outside has ended the first part.
 
-    def __init__(self) -> None:
+    What ends `outer` ends this, but not the other way.
+    """
+
+    def __init__(self, outer: Fate | None = None) -> None:
         self.reason = ""
+        self.killed = False
         self._guard = threading.Lock()
         self._ended = threading.Event()
         self._released = False
         self._endings: list[Callable[[], object]] = []
         self._told: Callable[[str], None] | None = None
+        if outer is not None:
+            outer.also(lambda: self.end(outer.reason))
 
-    def watch_vmm(self, on_exit: Callable[[Callable[[], None]], object], reason: Callable[[], str]) -> None:
+    def watch_vmm(
+        self,
+        on_exit: Callable[[Callable[[], None]], object],
+        status: Callable[[], int | None],
+        reason: Callable[[], str],
+    ) -> None:
         """The VMM: `on_exit` takes what is called when it has ended, and `reason` then says so in words."""
-        on_exit(lambda: self.end(reason()))
+        on_exit(lambda: self.end(reason(), killed=status() == KILLED))
 
     def watch_daemon(
         self, name: str, on_exit: Callable[[Callable[[], None]], object], status: Callable[[], int | None]
@@ -44,7 +56,7 @@ class Fate:
             found = status()
             reason = f"{name} {describe_status(found)}"
             if found is not None and found < 0:
-                self.end(reason)
+                self.end(reason, killed=found == KILLED)
             else:
                 _in_thread(lambda: self._end_later(reason))
 
@@ -58,12 +70,12 @@ class Fate:
         if ended:
             _in_thread(ending)
 
-    def end(self, reason: str) -> None:
+    def end(self, reason: str, *, killed: bool = False) -> None:
         """A part has ended; nothing after `release`."""
         with self._guard:
             if self._released or self.reason:
                 return
-            self.reason = reason
+            self.reason, self.killed = reason, killed
             endings, told = tuple(self._endings), self._told
         self._ended.set()
         _in_thread(*endings, *([lambda: told(reason)] if told is not None else []))
@@ -75,6 +87,11 @@ class Fate:
     def wait(self, timeout: float) -> bool:
         """Whether a part has ended, waiting for that `timeout` seconds."""
         return self._ended.wait(timeout)
+
+    def why(self, timeout: float) -> str:
+        """The reason, waited for `timeout` seconds."""
+        self.wait(timeout)
+        return self.reason
 
     def tell(self, told: Callable[[str], None]) -> None:
         """Call `told(reason)` once, in a thread of its own, when everything has been ended."""

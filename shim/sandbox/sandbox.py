@@ -21,6 +21,7 @@ from shim.oci import grouping
 from shim.sandbox import overrides, stub
 from shim.sandbox import plan as planning
 from shim.sandbox.container import Container, Listener
+from shim.sandbox.fate import Fate
 from shim.sandbox.hostside import Request
 from shim.sandbox.store import Store
 from shim.trace import Span
@@ -35,6 +36,9 @@ if TYPE_CHECKING:
     from shim.config import Config
     from shim.oci.spec import Spec
     from shim.share.tree import ShareTree
+
+
+CREATES_END = 20.0  # seconds for Creates that are under way to take back what they have done
 
 
 class Machine(Protocol):
@@ -72,8 +76,11 @@ class Factory(Protocol):
     def plan(self, config: Config, spec: Spec, bundle: str, sandbox_id: str, namespace: str) -> planning.SandboxPlan:
         """The plan for the pod whose first container this is."""
 
-    def build(self, config: Config, plan: planning.SandboxPlan, netns: str, store: Store) -> Machine:
-        """Boot it; `netns` is the host path of the pod's network namespace. Raises HakoError."""
+    def build(self, config: Config, plan: planning.SandboxPlan, netns: str, store: Store, fate: Fate) -> Machine:
+        """Boot it; `netns` is the host path of the pod's network namespace. Whatever ends `fate` ends the boot too.
+
+        Raises HakoError.
+        """
 
     def cgroup_of(self, container_id: str, spec: Spec) -> Cgroup:
         """The cgroup of a container on the host."""
@@ -104,9 +111,12 @@ class Sandbox:
         self._factory = factory
         self._building = threading.RLock()
         self._guard = threading.Lock()
+        self._creating = 0  # Creates that are under way
+        self._settled = threading.Condition(self._guard)
         self._store: Store | None = None
         self._plan: planning.SandboxPlan | None = None
         self._machine: Machine | None = None
+        self._fate = Fate()
         self._netns_fd = -1
         self._end_reason = ""
         self._ended = threading.Event()
@@ -114,6 +124,14 @@ class Sandbox:
     def create(self, request: Request) -> int:
         """Create a container, and the machine with the first one; its host pid. Raises HakoError."""
         container = self._admit(request)
+        try:
+            return self._carry_out(container, request)
+        finally:
+            with self._guard:
+                self._creating -= 1
+                self._settled.notify_all()
+
+    def _carry_out(self, container: Container, request: Request) -> int:
         try:
             container.prepare(self.netns)
             self._ensure_machine()
@@ -168,9 +186,17 @@ class Sandbox:
         """End the pod because its process ends: every process is told as ended, nothing is left on the
         host.
         """
+        reason = "the pod process was asked to end"
+        self._fate.end(reason)  # a boot that is under way fails now
         if self.containers and not self._end_reason:
-            self._machine_ended("the pod process was asked to end")
+            self._machine_ended(reason)
+        with self._guard:
+            self._settled.wait_for(lambda: not self._creating, CREATES_END)
         self.stop()
+
+    def abandon(self) -> None:
+        """Every process of the pod has ended, because whoever made its containers has gone before their start."""
+        self._machine_ended("nobody has started it")
 
     # What containers need (container.Home).
 
@@ -236,6 +262,7 @@ class Sandbox:
             container = Container(self, request)
             with self._guard:
                 self.containers[request.id] = container
+                self._creating += 1
             return container
 
     def _prepare_first(self, request: Request) -> None:
@@ -254,7 +281,7 @@ class Sandbox:
             if self._machine is not None:
                 return
             assert self._plan is not None
-            machine = self._factory.build(self.config, self._plan, self.netns, self.store)
+            machine = self._factory.build(self.config, self._plan, self.netns, self.store, self._fate)
             self._machine = machine
         machine.on_end(self._machine_ended)
         self._await_oom(machine)
@@ -271,6 +298,7 @@ class Sandbox:
             self._plan = None  # a later Create in this process starts anew
             self._end_reason = ""
             self._ended.clear()
+            self._fate = Fate()
 
     def init_ended(self, container: Container) -> None:
         """The end of the pause container is the end of the pod: the others end first, and are told first."""

@@ -7,7 +7,7 @@ in one of its own.
 
 It ends when the engine asks (Shutdown, no task left), upon SIGTERM (the pod is ended first), or by itself
 when nobody is connected and no task exists for a minute: an engine that died before its first Create never
-comes back for us.
+comes back for us. A `hako run` that was killed between Create and Start does not either: then its container goes.
 """
 
 from __future__ import annotations
@@ -139,10 +139,13 @@ class Daemon:
             self._loop.stop()
 
     def _end_if_idle(self) -> None:
-        if not self._sandbox.containers and not self._server.connections:
+        containers = tuple(self._sandbox.containers.values())
+        if not containers and not self._server.connections:
             self._loop.stop()
-        else:
-            self._loop.call_later(IDLE, self._end_if_idle)
+            return
+        if not self._server.connections and autoremove.abandoned(containers):
+            _in_thread(self._sandbox.abandon)  # they are deleted then, and the process ends with them
+        self._loop.call_later(IDLE, self._end_if_idle)
 
     def _terminate(self) -> None:
         self._log("info", "SIGTERM: the pod is ended")

@@ -30,7 +30,7 @@ class Parts:
     def watch(self) -> None:
         """What builder.py does."""
         self.fate.watch_daemon("daemon", self.daemon.on_exit, self.daemon.poll)
-        self.fate.watch_vmm(self.vmm.on_exit, lambda: "the VM has ended")
+        self.fate.watch_vmm(self.vmm.on_exit, self.vmm.poll, lambda: "the VM has ended")
         self.fate.also(lambda: self.vmm.terminate(0))
         self.fate.tell(self._tell)
 
@@ -55,6 +55,7 @@ def test_a_killed_daemon_is_the_reason_and_ends_the_vmm(parts: Parts) -> None:
     parts.daemon.signal(9)
     assert parts.told.wait(10)
     assert parts.reasons == ["daemon was killed by SIGKILL"] and parts.vmm.wait(10) == -9
+    assert parts.fate.killed
 
 
 def test_a_daemon_that_follows_the_vmm_is_not_the_reason(parts: Parts) -> None:
@@ -75,6 +76,18 @@ def test_a_daemon_that_ends_alone_is_the_reason(parts: Parts) -> None:
     parts.watch()
     assert parts.told.wait(10)
     assert parts.reasons == ["daemon exited with status 0"] and parts.vmm.wait(10) == -9
+    assert not parts.fate.killed, "the VMM was killed by us"
+
+
+def test_an_outer_fate_ends_the_inner_one(parts: Parts) -> None:
+    """A boot that is given up, and its VM; another attempt's end is not the outer one's."""
+    outer = Fate()
+    parts.fate = Fate(outer)
+    parts.watch()
+    Fate(outer).end("a first attempt")
+    assert not parts.told.wait(0.2)
+    outer.end("given up")
+    assert parts.told.wait(10) and parts.reasons == ["given up"] and parts.vmm.wait(10) == -9
 
 
 def test_what_comes_late_is_ended_too(parts: Parts) -> None:

@@ -14,6 +14,7 @@ import pytest
 
 from agent.ttrpc import status
 from agent.ttrpc.status import RpcError
+from shim.task import autoremove
 from shim.task.api import metrics_pb2, task_pb2
 from tests.framework.containerd import short_directory
 from tests.framework.taskpod import Pod, alive
@@ -371,3 +372,20 @@ def test_a_container_made_by_hand_that_is_kept(pod: Pod) -> None:
     assert pod.machine.closed and (pod.directory / "b" / container.id).exists()
     ended = aftercare.exit_of(registry.find("kept"))
     assert ended is not None and ended[0] == 3
+
+
+def test_a_container_made_by_hand_that_nobody_starts(pod: Pod) -> None:
+    """Its `hako run` was killed after Create: it is known as such, and goes; an engine's container is waited for."""
+    pod.create("pod1", "sleep", spec={"annotations": {"io.hako.auto-remove": "true"}})
+    assert autoremove.abandoned(pod.sandbox.containers.values())
+    pod.sandbox.abandon()
+    assert pod.shut_down.wait(5) and pod.machine.closed
+
+
+def test_an_engines_container_is_never_abandoned(pod: Pod) -> None:
+    """Days may be between its Create and its Start; nor is one that runs."""
+    pod.create("pod1", "sleep")
+    assert not autoremove.abandoned(pod.sandbox.containers.values())
+    pod.call("Delete", id="pod1")
+    pod.run("pod1", "sleep", spec={"annotations": {"io.hako.auto-remove": "true"}})
+    assert not autoremove.abandoned(pod.sandbox.containers.values())

@@ -22,6 +22,7 @@ from shim.agent_client import AgentClient
 from shim.config import Config
 from shim.oci.spec import Spec
 from shim.sandbox import plan as planning
+from shim.sandbox.fate import Fate
 from shim.sandbox.store import Store
 
 EMPTY = empty_pb2.Empty()
@@ -369,7 +370,7 @@ class FakeFactory:
         host = planning.HostLimits(4, 4096)
         return planning.plan(spec, sandbox_id, namespace, config.hypervisor, host)
 
-    def build(self, config: Config, plan: planning.SandboxPlan, netns: str, store: Store) -> FakeMachine:
+    def build(self, config: Config, plan: planning.SandboxPlan, netns: str, store: Store, fate: Fate) -> FakeMachine:
         """A machine at once."""
         if self.fail is not None:
             raise self.fail

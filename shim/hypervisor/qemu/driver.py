@@ -179,6 +179,10 @@ class QemuVm:
         """See base.Vm."""
         self._child.on_exit(callback)
 
+    def status(self) -> int | None:
+        """See base.Vm."""
+        return self._child.poll()
+
     def console_tail(self) -> str:
         """See base.Vm; with a serial port both, early boot first."""
         early = self._serial.text() if self._serial is not None else ""
