@@ -59,7 +59,7 @@ class Hako:
     def popen(self, *words: str, **options: Any) -> subprocess.Popen[str]:
         """Start it, with pipes."""
         pipes: dict[str, Any] = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
-        return subprocess.Popen(self.argv(*words), env=self.environment, text=True, **(pipes | options))
+        return subprocess.Popen(self.argv(*words), text=True, **({"env": self.environment} | pipes | options))
 
     def detached(self, *words: str) -> str:
         """`run -d` without a network; the container's id."""
@@ -132,19 +132,24 @@ def installation(settings: str = "") -> Iterator[Hako]:
         hako.assert_nothing_left()
 
 
+def new_cache(directory: Path) -> str:
+    """A cache in `directory`, which is made, with everything of the usual one but images of containers."""
+    directory.mkdir()
+    for entry in Path(paths.cache_root()).iterdir():
+        if entry.name != "oci":
+            (directory / entry.name).symlink_to(entry)
+    return str(directory)
+
+
 class Secluded(Hako):
     """A Hako whose every process is in `room`, with a cache of its own but for what boots; pids are the room's."""
 
     def __init__(self, directory: Path, settings: str = "") -> None:
         super().__init__(directory, settings)
-        cache = directory / "cache"
-        cache.mkdir()
-        for entry in Path(paths.cache_root()).iterdir():
-            if entry.name != "oci":
-                (cache / entry.name).symlink_to(entry)
-        self.environment["HAKO_CACHE_DIR"] = str(cache)
+        self.environment["HAKO_CACHE_DIR"] = new_cache(directory / "cache")
         self.room = Room(directory.name, (directory,))
         try:
+            self.run("factory", "init", check=not os.environ.get("HAKO_TEST_COLD"))
             self.run("run", "--rm", self.image, "true", check=True)  # caches, locks and empty directories are there now
         except BaseException:
             self.room.close()
