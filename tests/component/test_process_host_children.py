@@ -79,7 +79,7 @@ def test_failed_command_says_what_and_why() -> None:
 
 def test_missing_program_is_said_at_once() -> None:
     """A program that is not installed is an error of spawn, not a child with status 127."""
-    with pytest.raises(CommandFailed, match=r"no-such-program --x: there is no such program"):
+    with pytest.raises(CommandFailed, match=r"no-such-program: there is no such program"):
         spawn(["no-such-program", "--x"])
 
 
