@@ -117,11 +117,15 @@ class ConfigError(HakoError):
 class BootError(Unavailable):
     """The VM did not reach its agent.
 
-    `step` is what the builder was doing, `console_tail` the guest's last lines, `vmm_stderr` the VMM's.
+    `step` is what the builder was doing, `console_tail` the guest's last lines, `vmm_stderr` the VMM's. `killed`: the VMM
+    was ended from outside, which says nothing against what it ran.
     """
 
-    def __init__(self, step: str, reason: str, *, console_tail: str = "", vmm_stderr: str = "") -> None:
+    def __init__(
+        self, step: str, reason: str, *, console_tail: str = "", vmm_stderr: str = "", killed: bool = False
+    ) -> None:
         super().__init__(reason, step=step)
+        self.killed = killed
         self.console_tail = console_tail
         self.vmm_stderr = vmm_stderr
 

@@ -3,7 +3,8 @@
 Owns: which template a pod may start from, the order copy - load - plug - hello, what makes a clone unlike its
 siblings. Must not know: how templates are made or kept, what the plugged devices lead to. Called by builder.py.
 
-Whatever goes wrong between the template and the clone's hello is TemplateFailed: builder.py boots instead.
+Whatever goes wrong between the template and the clone's hello is TemplateFailed, and builder.py boots instead;
+but for a VMM that was killed, by somebody or because a daemon of it had ended: another one would not fare better.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, NamedTuple
 
 from agent.api import agent_pb2
-from shim.errors import HakoError
+from shim.errors import BootError, HakoError
 from shim.hypervisor.qemu.driver import Qemu
 from shim.sandbox import template, templatebuild, vmspec
 
@@ -109,6 +110,8 @@ class Clone:
         try:
             yield
         except HakoError as exc:
+            if isinstance(exc, BootError) and exc.killed:
+                raise
             raise TemplateFailed(self._key, exc) from exc
 
     def enter(self, share: Share, vsock: Vsock, nics: tuple[Nic, ...]) -> Vm:

@@ -149,7 +149,7 @@ class QemuVm:
         explain = explain and not killed and not self._incoming
         if explain and not said.strip() and not stderr.strip() and not self._spec.serial:
             said = diagnose(self._spec, self._options, min(timeout, DIAGNOSIS_DEADLINE))
-        return BootError("boot", reason, console_tail=said, vmm_stderr=stderr)
+        return BootError("boot", reason, console_tail=said, vmm_stderr=stderr, killed=status == -signal.SIGKILL)
 
     def _console_said(self, chunk: bytes) -> None:
         """Look for the hello line; in whichever thread reads the console."""
@@ -216,8 +216,9 @@ class QemuVm:
             self._plugs.pod(share, vsock, nics)
             self._qmp.execute("cont")
         except (Unavailable, QmpError) as exc:
-            self._child.wait(0.2)  # what QEMU says of a stream that it refuses comes with its end
-            raise BootError("restore", str(exc), vmm_stderr=self._child.stderr_tail()) from exc
+            status = self._child.wait(0.2)  # what QEMU says of a stream that it refuses comes with its end
+            stderr = self._child.stderr_tail()
+            raise BootError("restore", str(exc), vmm_stderr=stderr, killed=status == -signal.SIGKILL) from exc
         return self
 
     def plug_nic(self, nic: Nic) -> str:
