@@ -19,6 +19,7 @@ import select
 import socket
 import stat
 import struct
+import threading
 from collections.abc import Callable
 from typing import Final, Protocol
 
@@ -193,6 +194,7 @@ class DaemonTransport:
                 _connect_listening(sock, os.path.join(self._directory, VHOST_USER), self._child)
                 self._hybrid_fd = _socket_itself(os.path.join(self._directory, HYBRID))
                 self._vm_fd = sock.detach()
+            self._arrival.close()
         return Vsock(self._vm_fd)
 
     def launched(self) -> None:
@@ -338,10 +340,10 @@ class _Arrival:
             _wait_readable(self._watch, child.pidfd, left())
 
     def close(self) -> None:
-        """Stop watching. Idempotent."""
+        """Stop watching. Idempotent. The kernel takes 10 ms for that (a grace period of SRCU), which nobody waits for."""
         watch, self._watch = self._watch, -1
         if watch >= 0:
-            os.close(watch)
+            threading.Thread(target=os.close, args=(watch,), name="hako-close", daemon=True).start()
 
 
 def _wait_readable(watch: int, pidfd: int, timeout: float) -> None:
