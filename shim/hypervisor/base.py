@@ -43,6 +43,16 @@ class Disk(NamedTuple):
     id: str
 
 
+class Plugged(NamedTuple):
+    """A device that came to a running VM.
+
+    `id` is for `unplug`; `pci_path` is where the guest finds it: "SLOT.FUNCTION/SLOT" in hexadecimal, from the root bus.
+    """
+
+    id: str
+    pci_path: str
+
+
 class Share(NamedTuple):
     """A virtio-fs file system.
 
@@ -129,8 +139,8 @@ class Vm(Protocol):
     def resume(self) -> None:
         """Let it run again."""
 
-    def plug_nic(self, nic: Nic) -> str:
-        """Add a network card; its id for `unplug`. Raises HakoError when no port is free."""
+    def plug(self, device: Nic | Disk) -> Plugged:
+        """Add a network card or a disk. Raises HakoError when no port is free, or the disk cannot be opened."""
 
     def unplug(self, device: str) -> None:
         """Remove a device that was plugged; returns when the guest has let go of it."""

@@ -92,7 +92,7 @@ class Network:
             return
         self.take(plan)
         for info in plan.nics:
-            vm.plug_nic(self._nic(info))
+            vm.plug(self._nic(info))
         self.configure(agent, [plan])
 
     def close(self) -> None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import threading
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from shim.errors import BootError, HakoError, Timeout
-from shim.hypervisor.base import Nic, Share, VmSpec, Vsock
+from shim.hypervisor.base import Disk, Nic, Plugged, Share, VmSpec, Vsock
 from shim.hypervisor.qemu import plug, restore
 from shim.hypervisor.qemu.events import Events
 from shim.hypervisor.qemu.plug import Plugs
@@ -59,9 +60,34 @@ def test_what_does_not_fit_gets_a_port_of_its_own() -> None:
     some = plugs(monitor)
     some.pod(Share(3, "tag"), Vsock(4), (NIC,) * 7)
     assert monitor.devices()[-2:] == [("vhost-user-vsock-pci", "port0", "0.0"), ("virtio-net-pci", "port1", "")]
-    assert some.nic(NIC) == "plug2"
+    assert some.nic(NIC) == Plugged("plug2", "10.2/00")
     with pytest.raises(HakoError, match="all 3 hot-plug ports are in use"):
         some.nic(NIC)
+
+
+def test_a_disk_comes_by_descriptor_and_goes_with_its_backend(tmp_path: Path) -> None:
+    """QEMU may not be able to open it: it gets a set of descriptors, given back at once; unplugging frees the port."""
+    image = tmp_path / "image"
+    image.write_bytes(b"x" * 512)
+    events = Events()
+    monitor = Monitor(**{"add-fd": {"fdset-id": 7}, "device_del": lambda: events.take("DEVICE_DELETED", {"device": "plug0"})})
+    some = plugs(monitor, events, ports=1)
+    assert some.disk(Disk(str(image), read_only=True, id="root")) == Plugged("plug0", "10.0/00")
+    assert [command for command, _ in monitor.said] == ["add-fd", "blockdev-add", "remove-fd", "device_add"]
+    node, card = monitor.said[1][1], monitor.said[3][1]
+    assert node["read-only"] and node["file"]["filename"] == "/dev/fdset/7" and node["file"]["driver"] == "file"
+    assert (card["driver"], card["drive"], card["bus"], card["serial"]) == ("virtio-blk-pci", node["node-name"], "port0", "root")
+    some.unplug("plug0")
+    assert monitor.said[-1] == ("blockdev-del", {"node-name": "plug0"})
+    assert some.disk(Disk(str(image), read_only=False, id="again")).id == "plug0"
+
+
+def test_a_disk_that_is_not_there_takes_no_port(tmp_path: Path) -> None:
+    """The file is named, and the port is free for another."""
+    some = plugs(Monitor(), ports=1)
+    with pytest.raises(HakoError, match=r"plug a disk: .*none: No such file"):
+        some.disk(Disk(str(tmp_path / "none"), read_only=True, id="root"))
+    some.nic(NIC)
 
 
 def test_the_kernels_vsock_is_plugged_by_descriptor() -> None:

@@ -88,13 +88,13 @@ def test_pause_stops_the_guest_and_resume_goes_on(booted: Booted) -> None:
 def test_network_card_comes_and_goes(booted: Booted) -> None:
     """A plugged card is seen by the guest under its address, and unplugging waits for the guest."""
     fd = _tap()
-    card = booted.vm.plug_nic(Nic(fd, "02:00:00:00:00:77"))
+    card = booted.vm.plug(Nic(fd, "02:00:00:00:00:77"))
     os.close(fd)
     end = time.monotonic() + 20
     while "02:00:00:00:00:77" not in _interfaces(booted) and time.monotonic() < end:
         time.sleep(0.05)
     assert "02:00:00:00:00:77" in _interfaces(booted)
-    booted.vm.unplug(card)
+    booted.vm.unplug(card.id)
     assert "02:00:00:00:00:77" not in _interfaces(booted)
 
 

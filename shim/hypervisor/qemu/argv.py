@@ -299,6 +299,12 @@ def root_port(number: int) -> str:
     return f"pcie-root-port,id=port{number},bus=pcie.0,{place},chassis={number + 1},slot={number + 1}"
 
 
+def port_path(number: int) -> str:
+    """PCI path, from the root bus, of what is plugged into port `number` as function 0."""
+    slot, function = divmod(number, PORTS_PER_SLOT)
+    return f"{PORTS_SLOT + slot:02x}.{function:x}/00"
+
+
 def confinement(options: Options) -> list[str]:
     """seccomp: no new privileges, programs, priorities or old calls. QEMU needs none."""
     if not options.seccomp:

@@ -20,7 +20,7 @@ from contextlib import ExitStack
 from shim import process
 from shim.config import HypervisorConfig
 from shim.errors import BootError, HakoError, Timeout, Unavailable
-from shim.hypervisor.base import HELLO, TEMPLATE, Nic, Share, VmSpec, Vsock
+from shim.hypervisor.base import HELLO, TEMPLATE, Disk, Nic, Plugged, Share, VmSpec, Vsock
 from shim.hypervisor.qemu import argv, restore
 from shim.hypervisor.qemu.events import Events
 from shim.hypervisor.qemu.plug import Plugs
@@ -221,9 +221,9 @@ class QemuVm:
             raise BootError("restore", str(exc), vmm_stderr=stderr, killed=status == -signal.SIGKILL) from exc
         return self
 
-    def plug_nic(self, nic: Nic) -> str:
+    def plug(self, device: Nic | Disk) -> Plugged:
         """See base.Vm."""
-        return self._plugs.nic(nic)
+        return self._plugs.nic(device) if isinstance(device, Nic) else self._plugs.disk(device)
 
     def unplug(self, device: str) -> None:
         """See base.Vm. Raises Timeout if the guest does not let go; the device then stays."""

@@ -9,12 +9,14 @@ comes, so that comes last, and the guest looks once.
 
 from __future__ import annotations
 
+import os
+import stat
 from collections.abc import Callable
 from functools import partial
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 from shim.errors import HakoError, Timeout, Unsupported
-from shim.hypervisor.base import Nic, Share, VmSpec, Vsock
+from shim.hypervisor.base import Disk, Nic, Plugged, Share, VmSpec, Vsock
 from shim.hypervisor.qemu import argv
 from shim.hypervisor.qemu.events import Events
 from shim.hypervisor.qemu.qmp import Qmp, QmpError
@@ -26,8 +28,15 @@ FUNCTIONS = 8  # of one PCI device
 Properties: TypeAlias = dict[str, Any]  # properties of a device
 
 
+class Occupant(NamedTuple):
+    """Who is in a port, and what is to be done in QEMU when the device has gone."""
+
+    port: int
+    gone: Callable[[], object]
+
+
 class Plugs:
-    """What was plugged into one VM. One caller at a time."""
+    """What was plugged into one VM. Devices may come and go in several threads, `pod` and the size in one."""
 
     def __init__(self, qmp: Qmp, events: Events, spec: VmSpec, ports: int) -> None:
         self._qmp = qmp
@@ -35,21 +44,33 @@ class Plugs:
         self._spec = spec
         self._ports = ports
         self._free_ports = list(range(ports))
-        self._plugged: dict[str, int] = {}
+        self._plugged: dict[str, Occupant] = {}
 
     # Devices
 
-    def nic(self, nic: Nic) -> str:
-        """A network card in a port of its own; its id. Raises HakoError when no port is free."""
+    def nic(self, nic: Nic) -> Plugged:
+        """A network card in a port of its own. Raises HakoError when no port is free."""
+        return self._into_port(partial(self._nic, nic), partial(self._take_away, "netdev_del", "id"))
+
+    def disk(self, disk: Disk) -> Plugged:
+        """A disk in a port of its own. Raises HakoError when no port is free or it cannot be opened."""
+        return self._into_port(partial(self._disk, disk), partial(self._take_away, "blockdev-del", "node-name"))
+
+    def _take_away(self, command: str, key: str, backend: str) -> None:
+        arguments: Properties = {key: backend}
+        self._qmp.execute(command, **arguments)
+
+    def _into_port(self, plug: Callable[[str, Properties], None], gone: Callable[[str], None]) -> Plugged:
+        """`gone` takes the backend away, which is called as the device is."""
         port = self._take_port()
         name = f"plug{port}"
         try:
-            self._nic(nic, name, {"bus": f"port{port}"})
+            plug(name, {"bus": f"port{port}"})
         except BaseException:
             self._free_ports.append(port)
             raise
-        self._plugged[name] = port
-        return name
+        self._plugged[name] = Occupant(port, partial(gone, name))
+        return Plugged(name, argv.port_path(port))
 
     def pod(self, share: Share | None, vsock: Vsock | None, nics: tuple[Nic, ...]) -> None:
         """What belongs to a pod and was not in its template, as functions of one device as far as they fit."""
@@ -80,6 +101,35 @@ class Plugs:
         except BaseException:
             self._qmp.execute("netdev_del", id=name)
             raise
+
+    def _disk(self, disk: Disk, name: str, at: Properties) -> None:
+        fdset, driver = self._lend_file(disk)
+        lent: Properties = {"fdset-id": fdset}
+        try:
+            file: Properties = {"driver": driver, "filename": f"/dev/fdset/{fdset}", "read-only": disk.read_only}
+            file |= {"locking": "off"} if disk.read_only else {"discard": "unmap"}  # others have a read-only one, too
+            node: Properties = {"driver": "raw", "node-name": name, "read-only": disk.read_only, "file": file}
+            node |= {} if disk.read_only else {"discard": "unmap"}
+            self._qmp.execute("blockdev-add", **node)
+        finally:
+            self._qmp.execute("remove-fd", **lent)  # the open node keeps a duplicate
+        try:
+            self._qmp.execute("device_add", driver="virtio-blk-pci", id=name, drive=name, serial=disk.id, **at)
+        except BaseException:
+            self._take_away("blockdev-del", "node-name", name)
+            raise
+
+    def _lend_file(self, disk: Disk) -> tuple[int, str]:
+        """Hand QEMU the open disk: the number of its set of descriptors, and the block driver for it."""
+        try:
+            fd = os.open(disk.path, (os.O_RDONLY if disk.read_only else os.O_RDWR) | os.O_CLOEXEC)
+        except OSError as exc:
+            raise HakoError(exc.strerror or str(exc), step="plug a disk", object=disk.path) from exc
+        try:
+            driver = "host_device" if stat.S_ISBLK(os.fstat(fd).st_mode) else "file"
+            return self._qmp.execute("add-fd", fds=[fd])["fdset-id"], driver
+        finally:
+            os.close(fd)
 
     def _share(self, share: Share, at: Properties) -> None:
         self._socket("share", share.fd)
@@ -112,15 +162,15 @@ class Plugs:
         return self._free_ports.pop(0)
 
     def unplug(self, device: str) -> None:
-        """Take a card away that `nic` added. Raises Timeout if the guest does not let go; it then stays."""
-        port = self._plugged[device]
+        """Take away what `nic` or `disk` added. Raises Timeout if the guest does not let go; it then stays."""
+        occupant = self._plugged[device]
         self._qmp.execute("device_del", id=device)
         if not self._events.wait(lambda: device in self._events.deleted, UNPLUG_DEADLINE) and not self._events.ended:
             raise Timeout("the guest does not release the device", step="unplug", object=device)
-        self._qmp.execute("netdev_del", id=device)
+        occupant.gone()
         self._events.deleted.discard(device)
         del self._plugged[device]
-        self._free_ports.append(port)
+        self._free_ports.append(occupant.port)
 
     # Size
 
