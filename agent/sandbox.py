@@ -25,6 +25,7 @@ from agent import (
 )
 from agent.container.container import Container
 from agent.errors import FAILED_PRECONDITION, AgentError, AlreadyExists, InvalidSpec, NotFound
+from agent.guest import copyfile
 from agent.oom import OomEvents
 from agent.process.stdio import StdioPlan
 from agent.sandbox_storages import SandboxStorages
@@ -246,6 +247,10 @@ class Sandbox:
         self._read_by_rpc = {entry for entry in self._read_by_rpc if entry[0] != cid}
         self._storages.release(self._points.pop(cid))
         _remove_bundle(cid)
+        try:
+            copyfile.forget(cid)
+        except AgentError as error:
+            log.error(f"container {cid}: {error}")
 
     def _tell_warnings(self, container: Container) -> None:
         warnings, container.warnings = container.warnings, []

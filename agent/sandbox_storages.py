@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from agent.api import agent_pb2
 
 _OF_THE_SANDBOX = ("ephemeral", "local")
+_OF_CONTAINER = "io.hako.lifetime=container"
+"""driver option (hako's own): memory that goes with the container"""
 
 
 class SandboxStorages:
@@ -46,7 +48,8 @@ class SandboxStorages:
         point = wanted.mount_point.rstrip("/") or wanted.mount_point
         if point not in self._users:
             storage.mount(wanted, self._seconds)
-            self._users[point] = 1 if wanted.driver in _OF_THE_SANDBOX else 0
+            stays = wanted.driver in _OF_THE_SANDBOX and _OF_CONTAINER not in wanted.driver_options
+            self._users[point] = 1 if stays else 0
         self._users[point] += 1
         return point
 

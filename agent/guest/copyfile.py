@@ -13,6 +13,7 @@ import os
 import stat
 
 from agent.errors import InvalidSpec, step_error
+from agent.linux import syscalls
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 SHARED = "/run/kata-containers/shared/containers"
 LARGEST_PIECE = 1 << 20
+TMPFS_MAGIC = 0x01021994
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _DEFAULT_DIRECTORY_MODE = 0o750
 
@@ -50,6 +52,41 @@ def copy(request: agent_pb2.CopyFileRequest, base: str = SHARED) -> None:
         if error.filename is None or "/" not in str(error.filename):
             error.filename = request.path
         raise step_error("copy file", error) from error
+
+
+def forget(owner: str, base: str = SHARED) -> None:
+    """Remove what was copied for a container, whose mounts are gone by now. Raises StepError.
+
+    Only from memory of the guest: a file system that is shared is the host's to tidy.
+    """
+    try:
+        here = os.open(base, _DIRECTORY)
+    except FileNotFoundError:
+        return
+    try:
+        if syscalls.filesystem_type(here) == TMPFS_MAGIC:
+            _remove_tree(here, owner)
+    except OSError as error:
+        raise step_error("remove copied files", error) from error
+    finally:
+        os.close(here)
+
+
+def _remove_tree(directory: int, name: str) -> None:
+    """A file, or a directory with all in it; a mount in the way stays, with an error. Missing is fine."""
+    try:
+        if not stat.S_ISDIR(os.stat(name, dir_fd=directory, follow_symlinks=False).st_mode):
+            os.unlink(name, dir_fd=directory)
+            return
+        here = os.open(name, _DIRECTORY, dir_fd=directory)
+    except FileNotFoundError:
+        return
+    try:
+        for below in os.listdir(here):
+            _remove_tree(here, below)
+    finally:
+        os.close(here)
+    os.rmdir(name, dir_fd=directory)
 
 
 def _parts(path: str, base: str) -> list[str]:

@@ -187,11 +187,29 @@ def _bind(storage: agent_pb2.Storage, _seconds: float) -> None:
 
 
 def _overlay(storage: agent_pb2.Storage, _seconds: float) -> None:
-    """Layers put together in the guest."""
+    """Layers put together in the guest. An upper directory that is made for it looks like the layer below."""
+    options = dict(option.partition("=")[::2] for option in storage.options)
     for option in storage.driver_options:
         if option.startswith(_MAKE_DIRECTORY):
-            os.close(paths.directory(option[len(_MAKE_DIRECTORY) :]))
+            path = option[len(_MAKE_DIRECTORY) :]
+            fd = paths.directory(path)
+            try:
+                if path == options.get("upperdir") and not os.listdir(fd_path(fd)):
+                    _make_like(options.get("lowerdir", "").partition(":")[0], fd)
+            finally:
+                os.close(fd)
     _mount_filesystem(storage, storage.source or "overlay", "overlay")
+
+
+def _make_like(pattern: str, directory: int) -> None:
+    """Owner and mode of one directory for another: an overlay's root has those of its upper directory."""
+    fd = paths.open_existing(pattern)
+    try:
+        found = os.fstat(fd)
+    finally:
+        os.close(fd)
+    os.chown(fd_path(directory), found.st_uid, found.st_gid)
+    os.chmod(fd_path(directory), found.st_mode & 0o7777)
 
 
 def _pci_block(storage: agent_pb2.Storage, seconds: float) -> None:

@@ -14,6 +14,7 @@ import pytest
 from agent import storage
 from agent.api import agent_pb2, types_pb2
 from agent.errors import StepError
+from agent.guest import copyfile
 from agent.linux import procfs, syscalls
 from tests.framework import forked
 
@@ -35,6 +36,15 @@ def in_namespace(function: Callable[[], Result]) -> Result:
 def mounted(point: Path) -> procfs.Mount | None:
     """The topmost mount at `point`."""
     return next((m for m in reversed(procfs.mounts()) if m.point == str(point)), None)
+
+
+def on_tmpfs(path: Path) -> bool:
+    """Whether the machine's own file system is one."""
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        return syscalls.filesystem_type(fd) == copyfile.TMPFS_MAGIC
+    finally:
+        os.close(fd)
 
 
 def make(point: Path, driver: str, **fields: Any) -> str:
@@ -133,6 +143,57 @@ def test_overlay_puts_layers_together_and_makes_its_directories(tmp_path: Path) 
         return sorted(os.listdir(point)), os.listdir(scratch / "up" / "er")
 
     assert in_namespace(act) == (["base", "new"], ["new"])
+
+
+def test_a_new_upper_directory_looks_like_the_layer_below(tmp_path: Path) -> None:
+    """The merged root has its owner and mode; one that was there before keeps its own."""
+    for name in ("lower", "old"):
+        (tmp_path / name).mkdir()
+    os.chown(tmp_path / "lower", 12, 34)
+    (tmp_path / "lower").chmod(0o1750)
+    prefix = "io.katacontainers.volume.overlayfs.create_directory="
+
+    def root_of(upper: Path, scratch: Path) -> tuple[int, int, int]:
+        point = scratch / "merged"
+        layers = [f"lowerdir={tmp_path}/lower", f"upperdir={upper}", f"workdir={scratch}/work"]
+        make(point, "overlayfs", source="overlay", fstype="overlay", options=layers,
+             driver_options=[f"{prefix}{upper}", f"{prefix}{scratch}/work"])  # fmt: skip
+        info = os.stat(point)
+        return info.st_uid, info.st_gid, stat.S_IMODE(info.st_mode)
+
+    def act() -> list[tuple[int, int, int]]:
+        scratch = tmp_path / "scratch"
+        make(scratch, "ephemeral", source="tmpfs", fstype="tmpfs")
+        (scratch / "a").mkdir()
+        (scratch / "b/used").mkdir(parents=True)
+        (scratch / "b/used/file").touch()
+        (scratch / "b/used").chmod(0o711)
+        return [root_of(scratch / "a/new", scratch / "a"), root_of(scratch / "b/used", scratch / "b")]
+
+    assert in_namespace(act) == [(12, 34, 0o1750), (0, 0, 0o711)]
+
+
+def test_copies_for_a_container_go_with_it(tmp_path: Path) -> None:
+    """From memory of the guest, through no symbolic link; what is shared from the host is left alone."""
+    base, outside = tmp_path / "shared", tmp_path / "outside"
+    outside.mkdir()
+    (outside / "file").touch()
+
+    def act() -> tuple[list[str], list[str]]:
+        for memory in (False, True):
+            if memory:
+                make(base, "ephemeral", source="tmpfs", fstype="tmpfs")
+            (base / "c1/2").mkdir(parents=True)
+            (base / "c1/2/link").symlink_to(outside)
+            (base / "c2").mkdir()
+            copyfile.forget("c1", str(base))
+            copyfile.forget("never", str(base))
+            if not memory:
+                kept = sorted(os.listdir(base))
+        return kept, os.listdir(base)
+
+    assert in_namespace(act) == ((["c1", "c2"], ["c2"]) if not on_tmpfs(tmp_path) else (["c2"], ["c2"]))
+    assert (outside / "file").exists()
 
 
 def test_unmount_takes_the_mount_and_its_directory(tmp_path: Path) -> None:

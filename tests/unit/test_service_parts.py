@@ -198,6 +198,16 @@ def test_storage_is_mounted_once_and_unmounted_with_its_last_user(monkeypatch: p
     assert mounted.points == []
 
 
+def test_memory_of_a_container_goes_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """hako's driver option makes a tmpfs the container's own, not the sandbox's."""
+    mounted = Mounted(monkeypatch)
+    held = sandbox_storages.SandboxStorages(0)
+    own = agent_pb2.Storage(driver="ephemeral", mount_point="/own", driver_options=["io.hako.lifetime=container"])
+    points = held.acquire([own, *storages(("ephemeral", "/pods"))])
+    held.release(points)
+    assert mounted.points == ["/pods"]
+
+
 def test_failed_storage_releases_those_before_it(monkeypatch: pytest.MonkeyPatch) -> None:
     """acquire() holds nothing when it raises, and takes nothing from another user."""
     mounted = Mounted(monkeypatch)
