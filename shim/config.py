@@ -85,8 +85,11 @@ class VsockConfig(_Section, frozen=True):
 
 
 class ShareConfig(_Section, frozen=True):
-    """virtio-fs: how containers' files reach the guest."""
+    """How containers' files reach the guest: through virtio-fs, or "none": as disks and copies. Sizes in MiB."""
 
+    shared_fs: Literal["virtio-fs", "none"] = "virtio-fs"
+    packed_images: NotNegative = 4096
+    copy_limit: Positive = 1
     daemon: OptionalPath = ""
     cache: Literal["auto", "always", "never"] = "auto"
     thread_pool_size: NotNegative = 1

@@ -102,10 +102,16 @@ def _fill(message: Message, part: msgspec.Struct) -> None:
 def _mount(spec: oci.Spec, plan: MountPlan, places: GuestPlaces) -> oci.Mount:
     mount = (spec.mounts or ())[plan.at]
     if plan.fate == KEEP:
-        return mount
+        return _placed(mount, places.sources[plan.at]) if plan.at in places.sources else mount
     source = SANDBOX_SHM if plan.fate == SHM else places.sources[plan.at]
     options = [option for option in mount.options or () if option not in ("bind", "rbind")]
     return msgspec.structs.replace(mount, type="bind", source=source, options=("rbind", *options))
+
+
+def _placed(mount: oci.Mount, source: str) -> oci.Mount:
+    """A file system that the guest has mounted at `source`, with all its options."""
+    options = ("rbind", *(option for option in mount.options or () if option in ("ro", "rw")))
+    return msgspec.structs.replace(mount, type="bind", source=source, options=options)
 
 
 def _hooks(hooks: oci.Hooks | None) -> oci.Hooks | None:

@@ -36,10 +36,12 @@ from shim.oci import mounts
 from shim.process import Confinement
 from shim.sandbox import clone, guestfiles, hostfacts, template, templatebuild, vmspec
 from shim.sandbox import plan as planning
+from shim.sandbox.disks import DiskFiles
 from shim.sandbox.fate import Fate
 from shim.sandbox.machine import Network, RunningMachine, last_words
+from shim.sandbox.placement import Files, SharedFiles
 from shim.share import virtiofsd
-from shim.share.tree import GUEST_ROOT, TAG, ShareTree
+from shim.share.tree import TAG, ShareTree
 from shim.trace import Marks
 
 if TYPE_CHECKING:
@@ -170,16 +172,14 @@ class Building:
             coming = self._begin_clone(saved, confine, ours) if saved is not None else None
             marks.mark("template")
             attaching = self._begin_network()
-            share = self._make_share()
-            fs = self._start_virtiofsd(share, cgroup)
-            ours.callback(os.close, fs.vm_fd)
+            tree, share = self._make_share(cgroup, ours)
             marks.mark("virtiofsd")
             vsock = self._start_vsock(confine)
             ours.callback(vsock.launched)
             marks.mark("vsock")
             network = self._end_network(attaching)
             marks.mark("network")
-            devices = (Share(fs.vm_fd, TAG, config.share.queue_size), vsock.device(), network.nics())
+            devices = (share, vsock.device(), network.nics())
             if coming is not None:
                 vm = coming.enter(*devices)
                 marks.mark("restore")
@@ -192,9 +192,10 @@ class Building:
             vm.wait_ready(config.guest.boot_timeout)
         marks.mark("boot")
         agent = self._connect(vsock)
-        machine = RunningMachine(vm, agent, share, vsock, network, self._plan, config.agent.stdio, self._fate)
+        way: Files = SharedFiles(tree) if tree is not None else DiskFiles(vm, agent, config.share, self._log)
+        machine = RunningMachine(vm, agent, way, vsock, network, self._plan, config.agent.stdio, self._fate)
         marks.mark("connect")
-        request = self._sandbox_request()
+        request = self._sandbox_request(way.sandbox_storage())
         if coming is not None:
             clone.make_its_own(request)
             coming.grow(agent, vm, self._plan)
@@ -238,7 +239,7 @@ class Building:
         files: guestfiles.GuestFiles,
         accelerator: str,
         confine: Confinement,
-        share: Share,
+        share: Share | None,
         vsock: Vsock,
         nics: tuple[Nic, ...],
     ) -> VmSpec:
@@ -260,16 +261,17 @@ class Building:
         cgroup.create()
         return cgroup
 
-    def _make_share(self) -> ShareTree:
-        share = ShareTree(os.path.join(self._store.directory, "share"))
-        self._on_undo("share", share.close)
-        return share
-
-    def _start_virtiofsd(self, share: ShareTree, cgroup: Cgroup) -> virtiofsd.VirtioFs:
+    def _make_share(self, cgroup: Cgroup, ours: ExitStack) -> tuple[ShareTree | None, Share | None]:
+        """The tree that virtiofsd shows and the VM's device for it; None where nothing is shared."""
+        if self._config.share.shared_fs == "none":
+            return None, None
+        tree = ShareTree(os.path.join(self._store.directory, "share"))
+        self._on_undo("share", tree.close)
         confine = Confinement(cgroup_dirs=tuple(cgroup.dirs), no_new_privs=False)
-        fs = virtiofsd.start(share.directory, self._config.share, confine)
+        fs = virtiofsd.start(tree.directory, self._config.share, confine)
         self._owned("virtiofsd", fs.child)
-        return fs
+        ours.callback(os.close, fs.vm_fd)
+        return tree, Share(fs.vm_fd, TAG, self._config.share.queue_size)
 
     def _start_vsock(self, confine: Confinement) -> Transport:
         plan = self._plan
@@ -314,13 +316,12 @@ class Building:
         self._fate.also(agent.close)
         return agent
 
-    def _sandbox_request(self) -> agent_pb2.CreateSandboxRequest:
+    def _sandbox_request(self, files: agent_pb2.Storage) -> agent_pb2.CreateSandboxRequest:
         plan = self._plan
-        share = agent_pb2.Storage(driver="virtio-fs", source=TAG, fstype="virtiofs", options=["nodev"], mount_point=GUEST_ROOT)
         options = ["noexec", "nosuid", "nodev", "mode=1777", f"size={plan.shm_size}"]
         shm = agent_pb2.Storage(driver="ephemeral", source="shm", fstype="tmpfs", options=options, mount_point=SANDBOX_SHM)
         return agent_pb2.CreateSandboxRequest(
-            hostname=plan.hostname, dns=plan.dns, storages=[share, shm], sandbox_id=plan.sandbox_id
+            hostname=plan.hostname, dns=plan.dns, storages=[files, shm], sandbox_id=plan.sandbox_id
         )
 
     def _confinement(self, cgroup: Cgroup) -> Confinement:

@@ -114,7 +114,7 @@ class Clone:
                 raise
             raise TemplateFailed(self._key, exc) from exc
 
-    def enter(self, share: Share, vsock: Vsock, nics: tuple[Nic, ...]) -> Vm:
+    def enter(self, share: Share | None, vsock: Vsock, nics: tuple[Nic, ...]) -> Vm:
         """The VM, running, with its devices. Raises TemplateFailed."""
         with self._blamed():
             self._copy.finish()

@@ -22,7 +22,9 @@ from agent.api import agent_pb2, oci_pb2
 from shim import errors
 from shim.oci import mounts, translate
 from shim.oci import spec as oci
+from shim.sandbox import layers
 from shim.sandbox.hostside import HostSide, Request
+from shim.sandbox.placement import Files, Placed, Wanted
 from shim.sandbox.process import KILLED, Exit, GuestProcess
 from shim.sandbox.state import Status, allows, require
 from shim.sandbox.streams import connect
@@ -41,7 +43,6 @@ if TYPE_CHECKING:
     from shim.cgroups import Cgroup
     from shim.config import Config
     from shim.sandbox.store import Store
-    from shim.share.tree import ShareTree
 
 EXEC_GRACE = 5.0  # seconds for the execs of a container whose init ended to report their own end
 OUTPUT_GRACE = 0.5  # seconds that an exit waits for the last output: clients close their ends when they hear of it
@@ -77,8 +78,8 @@ class Home(Protocol):
         """The agent; raises Unavailable when the VM is not up."""
 
     @property
-    def share(self) -> ShareTree:
-        """What the guest may see."""
+    def files(self) -> Files:
+        """How files reach the guest."""
 
     @property
     def vcpus(self) -> int:
@@ -114,7 +115,9 @@ class Container:
         self.request = request
         self.init = GuestProcess(request.id, "", request.names, request.spec.process)
         self.execs: dict[str, GuestProcess] = {}
-        self.host = HostSide(request, home.store, self._warn, run_hooks=home.config.runtime.host_hooks)
+        runtime, plugged = home.config.runtime, home.config.share.shared_fs == "none"
+        on_disk = plugged and layers.device(request.rootfs) is not None
+        self.host = HostSide(request, home.store, self._warn, run_hooks=runtime.host_hooks, mount_rootfs=not on_disk)
         self._home = home
         self._verbs = threading.RLock()
         self._guard = threading.Lock()
@@ -136,12 +139,14 @@ class Container:
         with self._verbs:
             with Span("share", self.id):
                 plans = mounts.plan(self.spec, self.bundle)
-                guest_spec = translate.translate(self.spec, plans, self._share(plans))
+                placed = self._place(plans)
+                guest_spec = translate.translate(self.spec, plans, self._places(placed))
             with Span("streams", self.id):
                 relay, ports = connect(self._home, self._streams(self.init), self.id, self.id)
             request = agent_pb2.CreateContainerRequest(
                 container_id=self.id,
                 exec_id=self.id,
+                storages=placed.storages,
                 OCI=guest_spec,
                 sandbox_pidns=self._take_sandbox_pidns(guest_spec),
                 stdin_port=ports.stdin,
@@ -175,22 +180,17 @@ class Container:
         self._undo.close()
         self.host.release()
 
-    def _share(self, plans: list[mounts.MountPlan]) -> translate.GuestPlaces:
-        """Put root filesystem and volumes into the share; what the guest calls them."""
-        share = self._home.share
-        self._undo.callback(share.remove, self.id)
-        # Writable even for a read-only root: the guest makes missing mount points in it before it remounts
-        # it.
-        root = share.add_rootfs(self.id, self.host.rootfs_path, readonly=False)
-        sources = {
-            plan.at: share.add_volume(self.id, plan.at, plan.source, plan.readonly, plan.propagation)
-            for plan in plans
-            if plan.fate == mounts.SHARE
-        }
+    def _place(self, plans: list[mounts.MountPlan]) -> Placed:
+        """Let the guest see root filesystem and volumes. The VM ends with the pod's first container."""
+        files = self._home.files
+        self._undo.callback(files.remove, self.id, machine_ends=self.id == self._home.sandbox_id)
+        return files.place(Wanted(self.id, self.spec, plans, self.host.rootfs_path, self.request.rootfs))
+
+    def _places(self, placed: Placed) -> translate.GuestPlaces:
         return translate.GuestPlaces(
             container_id=self.id,
-            rootfs=root,
-            sources=sources,
+            rootfs=placed.rootfs,
+            sources=placed.sources,
             in_pod=self._home.in_pod,
             vcpus=self._home.vcpus,
             container_of_pid=self._home.container_of_pid,

@@ -37,12 +37,16 @@ class Request(NamedTuple):
 class HostSide:
     """See the module. `pid` is the stub's, 0 before `prepare`."""
 
-    def __init__(self, request: Request, store: Store, warn: Callable[[str], None], *, run_hooks: bool) -> None:
+    def __init__(
+        self, request: Request, store: Store, warn: Callable[[str], None], *, run_hooks: bool, mount_rootfs: bool
+    ) -> None:
+        """`mount_rootfs`: False if the root filesystem is a disk that goes into the VM as it is."""
         self.pid = 0
         self._warn = warn
         self._request = request
         self._store = store
         self._hooks = request.spec.hooks if run_hooks else None
+        self._mounts = request.rootfs if mount_rootfs else ()
         self._undo = ExitStack()
         self._stub: Child | None = None
         self._cgroup: Cgroup | None = None
@@ -100,11 +104,11 @@ class HostSide:
         hooks.run_all_tolerantly("poststop", self._hooks_of("poststop"), self._state("stopped"), self._warn)
 
     def _mount_rootfs(self, undo: ExitStack) -> None:
-        if not self._request.rootfs:
+        if not self._mounts:
             return
         target = os.path.join(self._request.bundle, "rootfs")
         self._remember("mounts", [target])
-        rootfs.mount_all(self._request.rootfs, target)
+        rootfs.mount_all(self._mounts, target)
         undo.callback(rootfs.unmount, target)
 
     def _make_cgroup(self, undo: ExitStack, cgroup: Cgroup) -> None:

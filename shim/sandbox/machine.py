@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from shim.hypervisor.vsock import Transport
     from shim.network.plan import NetworkPlan, NicInfo
     from shim.sandbox.fate import Fate
+    from shim.sandbox.placement import Files
     from shim.sandbox.plan import SandboxPlan
-    from shim.share.tree import ShareTree
 
 STREAM_TIMEOUT = 10.0  # seconds to connect one stream
 LINES = 3  # of the console of a guest that has ended
@@ -122,7 +122,7 @@ class RunningMachine:
         self,
         vm: Vm,
         agent: AgentClient,
-        share: ShareTree,
+        files: Files,
         vsock: Transport,
         network: Network,
         plan: SandboxPlan,
@@ -130,7 +130,7 @@ class RunningMachine:
         fate: Fate,
     ) -> None:
         self.agent = agent
-        self.share = share
+        self.files = files
         self.vcpus = plan.vcpus
         self._vm = vm
         self._vsock = vsock

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from shim.cgroups import Cgroup
     from shim.config import Config
     from shim.oci.spec import Spec
-    from shim.share.tree import ShareTree
+    from shim.sandbox.placement import Files
 
 
 CREATES_END = 20.0  # seconds for Creates that are under way to take back what they have done
@@ -45,7 +45,7 @@ class Machine(Protocol):
     """A VM that is up, with everything around it (builder.py)."""
 
     agent: AgentClient
-    share: ShareTree
+    files: Files
     vcpus: int
 
     @property
@@ -206,9 +206,9 @@ class Sandbox:
         return self._up().agent
 
     @property
-    def share(self) -> ShareTree:
-        """What the guest may see."""
-        return self._up().share
+    def files(self) -> Files:
+        """How files reach the guest."""
+        return self._up().files
 
     @property
     def vcpus(self) -> int:

@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 from socket import AF_UNIX, MSG_WAITALL, SOCK_STREAM, socket, socketpair
-from typing import Any
+from typing import Any, cast
 
 from agent.api import agent_pb2, empty_pb2, health_pb2
 from agent.linux.loop import Loop
@@ -23,6 +23,7 @@ from shim.config import Config
 from shim.oci.spec import Spec
 from shim.sandbox import plan as planning
 from shim.sandbox.fate import Fate
+from shim.sandbox.placement import Files, SharedFiles
 from shim.sandbox.store import Store
 
 EMPTY = empty_pb2.Empty()
@@ -303,6 +304,7 @@ class FakeMachine:
         self.guest = FakeAgent()
         self.agent = self.guest.client
         self.share: Any = FakeShare()
+        self.files: Files = SharedFiles(cast("Any", self.share))
         self.vcpus = plan.vcpus
         self.closed = False
         self.rescans = 0

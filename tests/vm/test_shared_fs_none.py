@@ -1,0 +1,170 @@
+"""[share] shared_fs = "none": root filesystems as disks, small volumes as copies, no virtiofsd; and what is refused."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.framework import containerd
+from tests.framework.containerd import HAKO, Containerd
+from tests.framework.hako import Hako, installation
+from tests.framework.ociimage import REFERENCE
+
+pytestmark = [
+    pytest.mark.vm,
+    pytest.mark.skipif(os.geteuid() != 0, reason="needs root: sudo make test"),
+    pytest.mark.skipif(shutil.which("mkfs.erofs") is None, reason="no mkfs.erofs: apt-get install erofs-utils"),
+]
+SETTINGS = '[share]\nshared_fs = "none"\n'
+NONE = ("--network", "none")
+
+
+@pytest.fixture(scope="module")
+def hako() -> Iterator[Hako]:
+    """One user of hako for all tests here."""
+    with installation(SETTINGS) as hako:
+        yield hako
+
+
+def _run(hako: Hako, *words: str, **options: str) -> subprocess.CompletedProcess[str]:
+    return hako.run("run", "--rm", *NONE, *words, **options)  # type: ignore[arg-type]
+
+
+def test_what_is_written_works_and_vanishes(hako: Hako) -> None:
+    """New files, changed and deleted ones of the image; the next container sees the image as it was."""
+    write = "echo new > /new; echo changed >> /etc/passwd; rm /bin/ls"
+    script = f"{write}; cat /new; tail -n 1 /etc/passwd; test -e /bin/ls || echo gone"
+    assert _run(hako, hako.image, "sh", "-c", script).stdout == "new\nchanged\ngone\n"
+    script = "test -e /new || echo none; grep -c changed /etc/passwd; test -e /bin/ls && echo there"
+    done = _run(hako, hako.image, "sh", "-c", script)
+    assert done.stdout == "none\n0\nthere\n"
+
+
+def test_no_daemon_shares_anything(hako: Hako) -> None:
+    """Neither virtiofsd nor a share directory; the guest mounts no virtio-fs."""
+    name = hako.detached(hako.image, "sleep", "1000")
+    assert not [command for _pid, command in hako.processes() if "virtiofsd" in command]
+    assert not list(hako.state.glob("pods/*/*/share"))
+    assert "virtiofs" not in hako.run("exec", name, "cat", "/proc/mounts", check=True).stdout
+    hako.run("rm", "-f", name, check=True)
+    hako.assert_nothing_left()
+
+
+def test_a_read_only_root(hako: Hako) -> None:
+    """As with virtio-fs; what the runtime mounts in it is there."""
+    done = _run(hako, "--read-only", hako.image, "sh", "-c", "touch /x || cat /etc/hostname; touch /dev/shm/x && echo shm")
+    assert done.stdout.endswith("shm\n") and len(done.stdout.splitlines()) == 2, done
+
+
+def test_memory_bounds_what_is_written(hako: Hako) -> None:
+    """The upper directory is as large as the container's memory limit."""
+    fill = "dd if=/dev/zero of=/full bs=1M count=40 2>/dev/null || echo full; du -m /full | cut -f1"
+    script = f"df -k / | tail -n 1 | awk '{{print $2}}'; {fill}"
+    size, full, written = _run(hako, "-m", "32m", hako.image, "sh", "-c", script).stdout.split()
+    assert (int(size), full) == (32 << 10, "full") and int(written) <= 32
+
+
+def test_small_volumes_are_copied(hako: Hako, tmp_path: Path) -> None:
+    """A file and a directory with links, read-only; what the host changes later is not seen."""
+    (tmp_path / "file").write_text("one\n")
+    (tmp_path / "dir").mkdir()
+    (tmp_path / "dir/key").write_text("value\n")
+    (tmp_path / "dir/link").symlink_to("key")
+    argv = ["run", "--rm", "-i", *NONE, "-v", f"{tmp_path}/file:/f:ro", "-v", f"{tmp_path}/dir:/d:ro", hako.image]
+    script = "cat /f /d/link; echo x > /f || echo read-only; read line; cat /f"
+    with hako.popen(*argv, "sh", "-c", script) as running:
+        assert running.stdin is not None and running.stdout is not None
+        assert [running.stdout.readline() for _ in range(3)] == ["one\n", "value\n", "read-only\n"]
+        (tmp_path / "file").write_text("two\n")
+        said, _ = running.communicate("\n", timeout=60)
+    assert said == "one\n"
+
+
+@pytest.mark.parametrize(
+    ("volume", "words"),
+    [
+        ("big:/b:ro", "volume /b: .*big: holds more than 1048576 bytes"),
+        ("dir:/d", "volume /d: .*dir: it is writable"),
+    ],
+)
+def test_other_volumes_are_refused(hako: Hako, tmp_path: Path, volume: str, words: str) -> None:
+    """By name, with the option that allows them; nothing is left."""
+    (tmp_path / "big").write_bytes(bytes(2 << 20))
+    (tmp_path / "dir").mkdir()
+    done = _run(hako, "-v", f"{tmp_path}/{volume}", hako.image, "true")
+    assert done.returncode == 125
+    assert re.search(words + r'.*shared_fs = "virtio-fs" allows it', done.stderr), done.stderr
+    hako.assert_nothing_left()
+
+
+def test_a_plain_directory_is_packed_each_time(hako: Hako, tmp_path: Path) -> None:
+    """--rootfs DIR may have changed since; it is not written to."""
+    (tmp_path / "bin").mkdir()
+    tmp_path.chmod(0o755)
+    shutil.copy("/bin/busybox", tmp_path / "bin/sh")
+    for text in ("first", "second"):
+        (tmp_path / "file").write_text(f"{text}\n")
+        done = _run(hako, "--rootfs", str(tmp_path), "/bin/sh", "-c", "read line < /file; echo $line; echo x > /written")
+        assert done.stdout == f"{text}\n", done.stderr
+    assert not (tmp_path / "written").exists()
+
+
+def test_nothing_is_left_of_what_was_killed(hako: Hako) -> None:
+    """The VMM or the pod's process, while the container runs."""
+    for mark in ("qemu-system", "containerd-shim-hako"):
+        name = hako.detached(hako.image, "sleep", "1000")
+        pid = next(pid for pid, command in hako.processes() if mark in command and "forkserver" not in command)
+        os.kill(pid, signal.SIGKILL)
+        hako.run("rm", "-f", name)
+        hako.assert_nothing_left()
+
+
+class Engine(Containerd):
+    """A containerd whose pods have that setting."""
+
+    def run_in_pod(self, pod: str, name: str, kind: str, *command: str) -> None:
+        """A container of pod `pod`, as a CRI plugin marks it; in the background."""
+        prefix = "io.kubernetes.cri."
+        labels = (f"{prefix}container-type={kind}", f"{prefix}sandbox-id={pod}")
+        annotations = [word for label in labels for word in ("--annotation", label)]
+        self.ctr("run", "-d", "--runtime", HAKO, *annotations, REFERENCE, name, *command)
+
+
+@pytest.fixture(scope="module")
+def pods() -> Iterator[Engine]:
+    """One containerd for the tests here."""
+    with containerd.short_directory() as directory:
+        environment = containerd.guest_config(directory)
+        with (directory / "hako.toml").open("a") as file:
+            file.write(SETTINGS)
+        engine = Engine(directory, environment)
+        with engine:
+            engine.import_busybox()
+            yield engine
+            engine.remove_everything()
+            engine.assert_nothing_left()
+
+
+def test_two_containers_of_a_pod(pods: Engine) -> None:
+    """One disk for both, a view of their own for each; one goes and comes again while the other runs."""
+    pod, second = pods.unique("p"), pods.unique("c")
+    pods.run_in_pod(pod, pod, "sandbox", "sleep", "1000")
+    for attempt in ("one", "two"):
+        pods.run_in_pod(pod, second, "container", "sh", "-c", f"echo {attempt} >> /mark; sleep 1000")
+        said = pods.ctr("task", "exec", "--exec-id", f"e{attempt}", second, "sh", "-c", "sleep 1; cat /mark")
+        assert said.stdout.decode().split() == [attempt]
+        assert pods.ctr("task", "exec", "--exec-id", f"f{attempt}", pod, "ls", "/").stdout.find(b"mark") < 0
+        pods.ctr("task", "kill", "-s", "SIGKILL", second)
+        pods.ctr("task", "delete", "-f", second)
+        pods.ctr("container", "delete", second)
+    pods.ctr("task", "kill", "-s", "SIGKILL", pod)
+    pods.ctr("task", "delete", "-f", pod)
+    pods.ctr("container", "delete", pod)
+    pods.assert_nothing_left()
