@@ -5,9 +5,9 @@ Owns: wiring, signals, the process's own end. Must not know: the methods (servic
 (shim/sandbox). Called by bootstrap.py in the forked child; the loop runs in the main thread, each request
 in one of its own.
 
-It ends when the engine asks (Shutdown, no task left), upon SIGTERM (the pod is ended first), or by itself
-when nobody is connected and no task exists for a minute: an engine that died before its first Create never
-comes back for us. A `hako run` that was killed between Create and Start does not either: then its container goes.
+It ends when the engine asks (Shutdown, no task left), upon SIGTERM (the pod is ended first), or by itself when it has no
+task for a quarter of a minute: an engine that died before its first Create never comes back for us, even if its successor
+connects. A `hako run` that was killed between Create and Start does not either: then its container goes.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from shim.task.flags import Invocation
     from shim.task.options import Options
 
-IDLE = 60.0  # seconds without tasks and connections after which the process ends
+IDLE = 15.0  # seconds that an engine may leave us without a container; it calls Create right after `start`
 FLUSH = 0.02  # seconds between looks whether the last answers are out
 LAST_EVENTS = 3.0  # seconds for the engine to take the last events
 
@@ -83,6 +83,8 @@ class Daemon:
             log,
         )
         self._service.sandbox = self._sandbox
+        self._service.on_change = self._look_later
+        self._changes = 0
         methods = self._service.methods()
         self._tracing = tracing.TraceService(self._sandbox, config.trace, log)
         self._service.on_started = self._container_started
@@ -114,7 +116,7 @@ class Daemon:
         for ignored in (signal.SIGINT, signal.SIGHUP):
             signal.signal(ignored, signal.SIG_IGN)
         self._server.listen(listener)
-        self._loop.call_later(IDLE, self._end_if_idle)
+        self._look_later()
         trace.spawned()
         self._loop.run()
 
@@ -138,14 +140,27 @@ class Daemon:
         elif not self._sandbox.containers:
             self._loop.stop()
 
-    def _end_if_idle(self) -> None:
+    def _look_later(self) -> None:
+        """Containers came or went: if nothing more happens, somebody may have forgotten us. From any thread."""
+
+        def plan() -> None:
+            self._changes += 1
+            change = self._changes
+            self._loop.call_later(IDLE, lambda: self._look(change))
+
+        self._loop.call_threadsafe(plan)
+
+    def _look(self, change: int) -> None:
         containers = tuple(self._sandbox.containers.values())
-        if not containers and not self._server.connections:
-            self._loop.stop()
+        if change != self._changes:  # somebody else looks later
             return
-        if not self._server.connections and autoremove.abandoned(containers):
-            _in_thread(self._sandbox.abandon)  # they are deleted then, and the process ends with them
-        self._loop.call_later(IDLE, self._end_if_idle)
+        if not containers:
+            self._loop.stop()
+        elif autoremove.abandoned(containers):
+            if self._server.connections:
+                self._look_later()
+            else:
+                _in_thread(self._sandbox.abandon)  # they are deleted then, and the process ends with them
 
     def _terminate(self) -> None:
         self._log("info", "SIGTERM: the pod is ended")

@@ -48,6 +48,8 @@ class TaskService:
         self._shut_down = shut_down
         self.refusal: errors.HakoError | None = None
         """Why no container can be created at all."""
+        self.on_change: Callable[[], None] = _nothing
+        """Called when a container has been created, or not, and when one was deleted."""
         self.sandbox: Sandbox
         """Set by daemon.py: the sandbox tells us of exits, so each needs the other."""
         self.on_started: Callable[[str], None] = lambda container_id: None
@@ -101,7 +103,10 @@ class TaskService:
         with trace.Span("spec", request.id):
             spec = oci.load(request.bundle)
             oci.check_runnable(spec)
-        pid = self.sandbox.create(Request(request.id, request.bundle, spec, names, mounts))
+        try:
+            pid = self.sandbox.create(Request(request.id, request.bundle, spec, names, mounts))
+        finally:
+            self.on_change()
         event = events_pb2.TaskCreate(container_id=request.id, bundle=request.bundle, rootfs=request.rootfs, pid=pid)
         event.io.stdin, event.io.stdout, event.io.stderr, event.io.terminal = names
         self._publisher.publish(event)
@@ -129,6 +134,7 @@ class TaskService:
         if request.exec_id:
             return _deleted(container.delete_exec(request.exec_id))
         self.sandbox.delete(container)
+        self.on_change()
         reply = _deleted(container.init)
         self._publisher.publish(
             events_pb2.TaskDelete(
@@ -275,6 +281,10 @@ class TaskService:
     def out_of_memory(self, container: Container) -> None:
         """A process was killed for memory."""
         self._publisher.publish(events_pb2.TaskOOM(container_id=container.id))
+
+
+def _nothing() -> None:
+    """What is done unless somebody wants more."""
 
 
 def _shown(status: Status) -> int:
