@@ -137,8 +137,9 @@ class Cgroup:
         return cgroupfs.read_if_there(self.directory, name)
 
     def _install_devices(self, rules: Iterable[oci_pb2.LinuxDeviceCgroup]) -> None:
+        program = devices.program(rules)
         try:
-            loaded = devices.load(rules)
+            loaded = bpf.load_device_program(program)
             try:
                 self._attach(loaded)
             except OSError:

@@ -153,7 +153,7 @@ class Containerd:
         """Start containerd and wait until it answers."""
         with self.log_file.open("ab") as log:
             self._process = subprocess.Popen(
-                [binary("containerd", self._programs), "--config", str(self.directory / "config.toml")],
+                self.inside([binary("containerd", self._programs), "--config", str(self.directory / "config.toml")]),
                 stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=self.environment,
             )  # fmt: skip
         try:
@@ -181,8 +181,20 @@ class Containerd:
         """End containerd (not its shims)."""
         process, self._process = self._process, None
         if process is not None:
-            process.send_signal(number)
+            self.send(process, number)
             process.wait(20)
+
+    def inside(self, argv: list[str]) -> list[str]:
+        """The command line that runs `argv` where containerd is."""
+        return argv
+
+    def send(self, process: subprocess.Popen[bytes], number: int) -> None:
+        """Send a signal to containerd, which is `process`."""
+        process.send_signal(number)
+
+    def kill(self, pid: int, number: int = signal.SIGKILL) -> None:
+        """Send a signal to a process of a pod, by the pid that its state file has."""
+        os.kill(pid, number)
 
     def restart(self, number: int = signal.SIGKILL) -> None:
         """End containerd hard and start it again."""
@@ -191,7 +203,7 @@ class Containerd:
 
     def argv(self, *arguments: str) -> list[str]:
         """ctr's command line."""
-        return [binary("ctr", self._programs), "--address", self.address, *arguments]
+        return self.inside([binary("ctr", self._programs), "--address", self.address, *arguments])
 
     def ctr(self, *arguments: str, timeout: float = 60, check: bool = True, input: bytes | None = None) -> Result:
         """Run ctr; with `check`, a failure raises with its stderr and containerd's log."""
