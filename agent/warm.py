@@ -19,6 +19,7 @@ import time
 
 from agent import config
 from agent.api import agent_pb2, empty_pb2, jsonmap, oci_pb2
+from agent.cgroups import devices
 from agent.linux import procfs, uevent
 from agent.ttrpc import frames
 from agent.ttrpc.ttrpc_pb2 import Request, Response
@@ -42,6 +43,10 @@ END_OF_OUTPUT = bytes(4)
 """a chunk of no bytes (agent/api/README.md)"""
 SERVICE = "grpc.AgentService"
 NAME = "warm"
+
+# What engines allow, in their order: major, minor (None: any). A program in the kernel for each is ready in every clone.
+HAKO_DEVICES = ((1, 3), (1, 5), (1, 7), (5, 0), (1, 8), (1, 9), (5, 1), (5, 2), (136, None))
+CONTAINERD_DEVICES = ((1, 3), (1, 8), (1, 7), (5, 0), (1, 5), (1, 9), (5, 1), (136, None), (5, 2))
 
 _ADDRESS = 0x400000
 _HEADERS = 64 + 56
@@ -176,6 +181,9 @@ def _pod(host: _Host) -> None:
     host.call("WaitProcess", agent_pb2.WaitProcessRequest(container_id=NAME), agent_pb2.WaitProcessResponse())
     host.call("StatsContainer", agent_pb2.StatsContainerRequest(container_id=NAME), agent_pb2.StatsContainerResponse())
     host.call("RemoveContainer", agent_pb2.RemoveContainerRequest(container_id=NAME))
+    others = oci_pb2.LinuxResources()
+    jsonmap.fill(others, {"devices": device_rules(CONTAINERD_DEVICES, nodes=False)})
+    os.close(devices.load(others.Devices))
 
 
 def program() -> bytes:
@@ -237,7 +245,7 @@ def spec_of(rootfs: str) -> dict[str, Any]:
                 "cpu": {"shares": 1024, "quota": 100000, "period": 100000},
                 "memory": {"limit": 64 << 20},
                 "pids": {"limit": 100},
-                "devices": [{"allow": False, "access": "rwm"}],
+                "devices": device_rules(HAKO_DEVICES, nodes=True),
             },
             "maskedPaths": ["/proc/kcore", "/proc/keys", "/proc/acpi", "/sys/firmware"],
             "readonlyPaths": ["/proc/bus", "/proc/sys", "/proc/irq"],
@@ -249,6 +257,17 @@ def spec_of(rootfs: str) -> dict[str, Any]:
             },
         },
     }
+
+
+def device_rules(allowed: tuple[tuple[int, int | None], ...], *, nodes: bool) -> list[dict[str, Any]]:
+    """Nothing but those; with `nodes`, device nodes may be made."""
+    rules: list[dict[str, Any]] = [{"allow": False, "access": "rwm"}]
+    if nodes:
+        rules += [{"allow": True, "type": kind, "access": "m"} for kind in ("c", "b")]
+    for major, minor in allowed:
+        rule: dict[str, Any] = {"allow": True, "type": "c", "major": major, "access": "rwm"}
+        rules.append(rule if minor is None else rule | {"minor": minor})
+    return rules
 
 
 def _mount(destination: str, fstype: str, source: str, options: list[str]) -> dict[str, Any]:

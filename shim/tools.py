@@ -101,11 +101,20 @@ def _install(tool: Tool, directory: str) -> None:
     new = f"{directory}.new"
     shutil.rmtree(new, ignore_errors=True)
     shutil.rmtree(directory, ignore_errors=True)
-    apt = Apt(tool.suite)
+    apt = _apt(tool.suite)
     apt.unpack(tool.packages, new)
     if not _runs(tool, new):
         _bring_libraries(apt, tool, new, directory)
     os.rename(new, directory)
+
+
+_APTS: dict[str, Apt] = {}
+
+
+def _apt(suite: str) -> Apt:
+    """The same one for several tools, which fetches its lists once."""
+    apt = Apt(suite)
+    return _APTS.setdefault(apt.directory, apt)
 
 
 def _runs(tool: Tool, directory: str) -> bool:
@@ -145,14 +154,14 @@ class Apt:
 
     def __init__(self, suite: str) -> None:
         self._suite = suite
-        self._directory = os.path.join(paths.cache_dir("tools"), f".apt-{suite}")
-        self._environment = {**ENVIRONMENT, "APT_CONFIG": os.path.join(self._directory, "apt.conf")}
+        self.directory = os.path.join(paths.cache_dir("tools"), f".apt-{suite}")
+        self._environment = {**ENVIRONMENT, "APT_CONFIG": os.path.join(self.directory, "apt.conf")}
         self._updated = False
 
     def unpack(self, packages: tuple[str, ...], target: str) -> None:
         """Fetch `packages` and unpack them into directory `target`; nothing of them is run or installed."""
         self._update()
-        archives = os.path.join(self._directory, "fetched")
+        archives = os.path.join(self.directory, "fetched")
         shutil.rmtree(archives, ignore_errors=True)
         os.makedirs(archives)
         self._apt(["download", "-y", *packages], archives)
@@ -167,7 +176,7 @@ class Apt:
             return
         self._configure(archive(), check_date=True)
         try:
-            self._apt(["update"], self._directory)
+            self._apt(["update"], self.directory)
         except CommandFailed as exc:
             if "is expired" not in exc.stderr:
                 raise
@@ -176,19 +185,19 @@ class Apt:
                 file=sys.stderr,
             )
             self._configure(archive(), check_date=False)
-            self._apt(["update"], self._directory)
+            self._apt(["update"], self.directory)
         self._updated = True
 
     def _configure(self, source: Archive, *, check_date: bool) -> None:
         for name in ("lists/partial", "archives/partial"):
-            os.makedirs(os.path.join(self._directory, name), exist_ok=True)
+            os.makedirs(os.path.join(self.directory, name), exist_ok=True)
         line = f"deb [signed-by={source.keyring}] {source.uri} {self._suite} main\n"
         for name, text in (
-            ("apt.conf", configuration(self._directory, check_date=check_date)),
+            ("apt.conf", configuration(self.directory, check_date=check_date)),
             ("sources.list", line),
             ("status", ""),
         ):
-            with open(os.path.join(self._directory, name), "w", encoding="utf-8") as stream:
+            with open(os.path.join(self.directory, name), "w", encoding="utf-8") as stream:
                 stream.write(text)
 
     def _apt(self, words: list[str], directory: str) -> None:

@@ -137,9 +137,8 @@ class Cgroup:
         return cgroupfs.read_if_there(self.directory, name)
 
     def _install_devices(self, rules: Iterable[oci_pb2.LinuxDeviceCgroup]) -> None:
-        program = devices.program(rules)
         try:
-            loaded = bpf.load_device_program(program)
+            loaded = devices.load(rules)
             try:
                 self._attach(loaded)
             except OSError:

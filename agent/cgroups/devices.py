@@ -1,10 +1,12 @@
 """OCI device rules as rules of the cgroup's device program.
 
-Owns: the meaning of `linux.resources.devices` and the devices that every container may use. Pure. Called by
-agent/cgroups alone.
+Owns: the meaning of `linux.resources.devices`, the devices that every container may use, the programs that are in the
+kernel already. Called by agent/cgroups, and by agent.warm, which has the usual ones loaded.
 """
 
 from __future__ import annotations
+
+import os
 
 from agent.errors import InvalidSpec
 from agent.linux import bpf
@@ -33,10 +35,27 @@ DEFAULT: tuple[bpf.Rule, ...] = (
     (True, bpf.CHARACTER, 136, bpf.ANY_NUMBER, bpf.EVERY_ACCESS),  # pts
 )
 
+LOADED_KEPT = 8
+_loaded: dict[bytes, int] = {}
+
 
 def program(devices: Iterable[oci_pb2.LinuxDeviceCgroup]) -> bytes:
     """The device program for OCI's list: everything is denied that no rule allows. Raises InvalidSpec."""
     return bpf.device_program([*rules(devices), *DEFAULT], default=False)
+
+
+def load(devices: Iterable[oci_pb2.LinuxDeviceCgroup]) -> int:
+    """A descriptor of that program in the kernel, the caller's to close. Raises OSError, InvalidSpec.
+
+    Most containers have the same few; the kernel's verifier takes longer than everything else about a cgroup.
+    """
+    code = program(devices)
+    if code not in _loaded:
+        fd = bpf.load_device_program(code)
+        if len(_loaded) >= LOADED_KEPT:
+            os.close(_loaded.pop(next(iter(_loaded))))
+        _loaded[code] = fd
+    return os.dup(_loaded[code])
 
 
 def rules(devices: Iterable[oci_pb2.LinuxDeviceCgroup]) -> list[bpf.Rule]:

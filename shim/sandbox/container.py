@@ -364,7 +364,7 @@ class Container:
         process = self.process(exec_id)
         with process.verbs:
             require(process.status, "delete", exec_id)
-            self._finish_streams(process)
+            self._finish(process)
             with self._guard:
                 self.execs.pop(exec_id, None)
             process.status = Status.DELETED
@@ -381,7 +381,7 @@ class Container:
             # An engine may delete as soon as it knows of the exit: the last output is taken before the guest
             # lets go of it.
             for process in processes:
-                self._finish_streams(process)
+                self._finish(process)
             self._remove_in_guest()
             self._undo.close()
             self.host.release()
@@ -400,7 +400,10 @@ class Container:
             # A dead guest has nothing left to remove; a refusal must not keep the engine from forgetting it.
             self._home.log("debug", f"RemoveContainer {self.id}: {exc}")
 
-    def _finish_streams(self, process: GuestProcess) -> None:
+    def _finish(self, process: GuestProcess) -> None:
+        """Before a process is forgotten: its end is told (who waits for it hears of it a little earlier), its output is out."""
+        if process.status is Status.STOPPED:
+            process.told.wait(EXEC_GRACE)
         if process.relay is not None:
             process.relay.drain(self._home.config.runtime.stdio_drain_timeout)
             process.relay.close()
@@ -412,6 +415,7 @@ class Container:
             if process.status not in (Status.CREATING, Status.STOPPED, Status.DELETED):
                 if process.exec_id and process.status is Status.CREATED:
                     process.finish(Exit.now(KILLED))
+                    process.told.set()
                 else:
                     self._ended(process, Exit.now(KILLED))
 

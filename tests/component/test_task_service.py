@@ -16,6 +16,7 @@ from agent.ttrpc import status
 from agent.ttrpc.status import RpcError
 from shim.task import autoremove
 from shim.task.api import metrics_pb2, task_pb2
+from shim.task.service import TaskService
 from tests.framework.containerd import short_directory
 from tests.framework.taskpod import Pod, alive
 
@@ -202,6 +203,22 @@ def test_execs_end_and_are_told_before_their_container(pod: Pod) -> None:
     ids = [message.id for topic, message in pod.events.received if topic == "/tasks/exit"]
     assert sorted(ids[:2]) == ["e1", "e2"] and ids[2:] == ["pod1"]
     assert last.exit_status == 143
+
+
+def test_an_exit_is_told_before_the_delete(pod: Pod, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who waits for the end may delete before it is told, and the events are in order all the same."""
+    tell = TaskService.exited
+
+    def slow(self: TaskService, *words: Any) -> None:
+        time.sleep(0.3)
+        tell(self, *words)
+
+    monkeypatch.setattr(TaskService, "exited", slow)
+    pod.run("pod1", "exit", "0")
+    pod.call("Wait", id="pod1")
+    pod.call("Delete", id="pod1")
+    pod.events.wait_for("delete")
+    assert pod.events.topics() == ["create", "start", "exit", "delete"]
 
 
 def test_an_exit_never_comes_before_its_start(pod: Pod) -> None:

@@ -222,3 +222,28 @@ def test_nobody_but_root_reads_a_template(hako: Hako) -> None:
     )  # fmt: skip
     assert found.returncode != 0
     assert "Permission denied" in found.stderr
+
+
+def test_clones_leave_nothing_behind(hako: Hako) -> None:
+    """HAKO_TEST_CYCLES pods later there are the same mounts, processes, templates and files as before."""
+    hako.run("factory", "init", check=True)
+    assert hako.run("run", "--rm", *NONE, hako.image, "true").returncode == 0
+    before = _inventory(hako)
+    for _ in range(int(os.environ.get("HAKO_TEST_CYCLES", "8"))):
+        assert hako.run("run", "--rm", *NONE, hako.image, "true").returncode == 0
+    hako.assert_nothing_left()
+    deadline = time.monotonic() + 20
+    while _inventory(hako) != before and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert _inventory(hako) == before
+
+
+def _inventory(hako: Hako) -> dict[str, Any]:
+    """What a pod adds to, and what belongs to nobody when its processes have gone."""
+    own = str(hako.directory)
+    return {
+        "mounts": [line for line in Path("/proc/self/mountinfo").read_text().splitlines() if own in line],
+        "processes": hako.processes(),
+        "templates": sorted(os.listdir(f"{hako.environment['HAKO_CACHE_DIR']}/template")),
+        "files": sorted(str(path) for path in hako.state.rglob("*")),
+    }
