@@ -52,7 +52,7 @@ def prepare_tests() -> None:
 
 def build_kernel() -> None:
     """Our own kernel, and the image for it."""
-    step("guest kernel", lambda: _build("kernel", KERNEL_TIMEOUT))
+    step("guest kernel", lambda: _build("kernel", KERNEL_TIMEOUT), "compiling Linux, 5 to 10 minutes on two processors")
 
 
 def image() -> str:
