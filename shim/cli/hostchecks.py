@@ -122,9 +122,13 @@ def _confinement(user: str) -> process.Confinement:
 
 
 def virtiofs() -> tuple[Level, str, str]:
-    """How containers' files reach the guest."""
+    """How containers' files reach the guest: a daemon, or the program that packs root filesystems."""
+    share = configuration.load().share
+    if share.shared_fs == "none":
+        mkfs = _which("mkfs.erofs")
+        return ("ok", f"no virtio-fs, {mkfs}", "") if mkfs else ("fail", "no mkfs.erofs", install("erofs-utils"))
     try:
-        daemon = virtiofsd.find(configuration.load().share.daemon)
+        daemon = virtiofsd.find(share.daemon)
     except NotFound:
         return "fail", "no virtiofsd", install("virtiofsd (Debian 13) or qemu-system-common (Debian 12)")
     return "ok", f"{daemon.path} ({_virtiofsd_version(daemon)})", ""

@@ -96,18 +96,29 @@ def is_written(layers: Layers) -> bool:
         return next(entries, None) is not None
 
 
+def backing(device: int) -> str:
+    """The file (host path) behind a loop device, which is given by its number; "" if it is none (loop(4), sysfs)."""
+    try:
+        with open(f"/sys/dev/block/{os.major(device)}:{os.minor(device)}/loop/backing_file", encoding="utf-8") as stream:
+            return stream.read().rstrip("\n")
+    except (OSError, UnicodeDecodeError):
+        return ""
+
+
 def key(layers: Layers) -> str:
     """A name for what is in `layers`; "" where that cannot be told, or may change.
 
     An engine never writes to a layer that is below another: path, file system, inode and the time of the last change of
-    its top directory tell it from any other that was there. One that is a mount point shows something else's.
+    its top directory tell it from any other that was there. Where an image file is mounted on it (containerd's erofs
+    snapshotter), that file does.
     """
     if not layers.lower or is_written(layers):
         return ""
     words = [*layers.others]
     for path in layers.lower:
-        status = os.stat(path)
-        if os.path.ismount(path):
+        file = backing(os.stat(path).st_dev) if os.path.ismount(path) else path
+        if not file:
             return ""
-        words.append(f"{path}\0{status.st_dev}\0{status.st_ino}\0{status.st_ctime_ns}")
+        status = os.stat(file)
+        words.append(f"{file}\0{status.st_dev}\0{status.st_ino}\0{status.st_ctime_ns}")
     return hashlib.sha256("\0".join(words).encode("utf-8", "surrogateescape")).hexdigest()[:24]

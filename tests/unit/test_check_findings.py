@@ -116,6 +116,17 @@ def test_virtiofsd_kinds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: 
     assert level == "ok" and kind in text
 
 
+@pytest.mark.parametrize(("there", "level"), [(True, "ok"), (False, "fail")])
+def test_without_a_shared_file_system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, there: bool, level: str) -> None:
+    """What is needed is the program that packs images, not a daemon."""
+    if there:
+        _program(tmp_path, "mkfs.erofs", "usage")
+    monkeypatch.setattr(process, "PATH", str(tmp_path))
+    _configure(monkeypatch, share={"shared_fs": "none", "daemon": "/none"})
+    found = hostchecks.virtiofs()
+    assert found[0] == level and ("mkfs.erofs" in found[1])
+
+
 def test_too_little_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     """A host that has less than one pod needs is not ready."""
     _configure(monkeypatch, hypervisor={"default_memory": 1 << 30})

@@ -86,6 +86,6 @@ def test_a_key_names_what_is_below(tmp_path: Path) -> None:
     assert layers.key(Layers()) == ""
 
 
-def test_a_layer_that_is_a_mount_point_has_no_key() -> None:
+def test_a_layer_that_is_a_mount_point_of_no_image_file_has_no_key() -> None:
     """Its inode and times are those of what is mounted, which may be the same for two images."""
     assert os.path.ismount("/proc") and layers.key(Layers(("/proc",))) == ""
