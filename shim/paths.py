@@ -78,6 +78,6 @@ def _component(name: str) -> str:
 
 
 def _hash(namespace: str, sandbox_id: str) -> str:
-    import hashlib
+    from shim.light import sha256_hex
 
-    return hashlib.sha256(f"{namespace}/{sandbox_id}".encode()).hexdigest()[:40]
+    return sha256_hex(f"{namespace}/{sandbox_id}".encode())[:40]

@@ -31,11 +31,11 @@ SINGLE, SANDBOX, CONTAINER = "single", "sandbox", "container"
 
 def read_annotations(bundle: str) -> dict[str, str]:
     """The annotations in the bundle's config.json; none without the file (containerd's sandbox API)."""
-    import json
+    from shim.light import loads
 
     try:
         with open(os.path.join(bundle, "config.json"), "rb") as stream:
-            spec = json.load(stream)
+            spec = loads(stream.read())
     except FileNotFoundError:
         return {}
     found = spec.get("annotations") if isinstance(spec, dict) else None

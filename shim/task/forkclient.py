@@ -32,13 +32,13 @@ PID_DIGITS = 10
 
 def address() -> str:
     """The socket of the forkserver that has the very code of the caller in memory."""
-    import hashlib
+    from shim.light import sha256_hex
 
     root = paths.install_root()
     package = os.path.join(root, "shim")
     stamps = [root, *sorted(entry.path for entry in os.scandir(package) if entry.is_dir())]
     found = [(path, os.stat(path).st_ino, os.stat(path).st_mtime_ns) for path in stamps]
-    code = hashlib.sha256(repr((found, sys.version)).encode()).hexdigest()[:16]
+    code = sha256_hex(repr((found, sys.version)).encode())[:16]
     return os.path.join(paths.state_root(), f"forkserver-{code}")
 
 
@@ -59,13 +59,14 @@ class Waiting:
 
 def ask(job: dict[str, Any], listener: socket) -> Waiting | None:
     """A pod process for `job` (see forkserver.py) that has `listener`; None if there is nobody to make one."""
-    import json
     from _socket import AF_UNIX, SCM_RIGHTS, SOCK_STREAM, SOL_SOCKET, socket
 
     sock = socket(AF_UNIX, SOCK_STREAM)
     sock.settimeout(PATIENCE)
     try:
         sock.connect(address())
+        import json  # 9 ms, which a machine's first pod need not wait for
+
         text = json.dumps(job).encode()
         fds = listener.fileno().to_bytes(4, sys.byteorder)
         sock.sendmsg([len(text).to_bytes(4, "big")], [(SOL_SOCKET, SCM_RIGHTS, fds)])

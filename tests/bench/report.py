@@ -34,7 +34,7 @@ def as_json(outcome: Outcome) -> dict[str, object]:
         "samples": {name: [s._asdict() for s in taken] for name, taken in outcome.samples.taken.items()},
         "rows": [
             {**result.row._asdict(), "ratio": result.ratio, "low": result.low, "high": result.high,
-             "cpu": result.cpu, "verdict": result.verdict}
+             "ours_s": result.ours, "against_s": result.against, "cpu": result.cpu, "verdict": result.verdict}
             for result in outcome.results
         ],
         "figures": [{**figure._asdict(), "verdict": figure.verdict} for figure in outcome.figures],
@@ -62,14 +62,15 @@ def as_markdown(outcome: Outcome) -> str:
 def _ratios(results: Iterable[Result]) -> str:
     rows = [
         (
-            result.row.name, f"{result.ratio:.2f}", f"{result.low:.2f} - {result.high:.2f}",
+            result.row.name, _digits(result.ours * 1000), _digits(result.against * 1000),
+            f"{result.ratio:.2f}", f"{result.low:.2f} - {result.high:.2f}",
             "" if result.cpu is None else f"{result.cpu:.2f}",
             _bound(result.row.must, at_least=result.row.speed), _bound(result.row.aim, at_least=result.row.speed),
             result.verdict,
         )
         for result in results
     ]  # fmt: skip
-    return _table(("row", "ratio", "95 % interval", "of CPU", "must", "aim", ""), rows)
+    return _table(("row", "ours, ms", "against", "ratio", "95 % interval", "of CPU", "must", "aim", ""), rows)
 
 
 def _bound(value: float | None, *, at_least: bool) -> str:

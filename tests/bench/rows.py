@@ -43,7 +43,7 @@ class Row(NamedTuple):
 
 
 class Result(NamedTuple):
-    """A row that was measured; `low` and `high` bound the ratio with 95 %.
+    """A row that was measured; `low` and `high` bound the ratio with 95 %; `ours` and `against` are medians in seconds.
 
     `cpu` is the ratio of processor times, which other work on the machine hardly moves; None where there are none.
     """
@@ -52,6 +52,8 @@ class Result(NamedTuple):
     ratio: float
     low: float
     high: float
+    ours: float
+    against: float
     cpu: float | None = None
 
     @property
@@ -131,11 +133,13 @@ def results(rows: Iterable[Row], samples: Samples) -> list[Result]:
     found = []
     for row in rows:
         ours, against = samples.wall(row.ours), samples.wall(row.against)
-        if row.speed:
-            ours, against = against, ours
         pairs = min(len(ours), len(against))
-        if pairs:
-            found.append(Result(row, *ratio_interval(ours[:pairs], against[:pairs]), _cpu_ratio(row, samples)))
+        if not pairs:
+            continue
+        upper, lower = (against, ours) if row.speed else (ours, against)
+        ratio = ratio_interval(upper[:pairs], lower[:pairs])
+        medians = (statistics.median(ours), statistics.median(against))
+        found.append(Result(row, *ratio, *medians, _cpu_ratio(row, samples)))
     return found
 
 

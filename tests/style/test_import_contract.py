@@ -28,6 +28,7 @@ SHIM_LINES: list[tuple[str, set[str]]] = [
             "tools",
             "watch",
             "answers",
+            "light",
         },
     ),
 ]

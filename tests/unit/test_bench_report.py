@@ -78,7 +78,7 @@ def outcome() -> report.Outcome:
 def test_the_tables_have_every_row() -> None:
     """Ratio with its bounds, figure, subject, steps, what is missing."""
     text = report.as_markdown(outcome())
-    assert "| a over b | 2.00 | 2.00 - 3.00 | 2.00 | <= 3 | <= 1 | met |" in text
+    assert "| a over b | 200 | 100 | 2.00 | 2.00 - 3.00 | 2.00 | <= 3 | <= 1 | met |" in text
     assert "| memory | 12.3 MiB | <= 20 |  | met |" in text
     assert "| a | 200 | 0.00 | 200 | 300 | 400 | 3 |" in text
     assert "| cold | cgroup 3, boot 32 |" in text
