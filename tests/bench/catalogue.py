@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
-from tests.bench import boot, engine, files, floors, streams
+from tests.bench import boot, disks, engine, files, floors, streams
 from tests.bench.lab import Lab
 from tests.bench.rows import Row, Subject
 
@@ -31,6 +31,7 @@ GROUPS = [
     Group("vsock", streams.open_vsock, streams.VSOCK_ROWS),
     Group("stdio", streams.open_stdio, streams.STDIO_ROWS),
     Group("files", files.open_group, files.ROWS),
+    Group("disks", disks.open_group, disks.ROWS),
 ]
 MEMORY, SCALE = "memory", "scale"
 ALL = [*(group.name for group in GROUPS), MEMORY, SCALE]

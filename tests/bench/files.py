@@ -96,14 +96,15 @@ def make_files(directory: Path) -> Path:
     return directory
 
 
-def container_shell(lab: Lab, data: Path) -> Shell:
-    """A shell in a container of an idle pod that may drop the guest's caches."""
-    pod = lab.idle_pod(COLD, several=True)
+def container_shell(lab: Lab, data: Path, mode: str = COLD) -> Shell:
+    """A shell in a container of an idle pod that may drop the guest's caches; `data` is its /data: shared, or an image."""
+    pod = lab.idle_pod(mode, several=True)
     name = lab.unique("f")
     spec = lab.spec([], {}, "")
     mounts, linux = spec["mounts"], spec["linux"]
     assert isinstance(mounts, list) and isinstance(linux, dict)
-    mounts.append({"destination": "/data", "type": "bind", "source": str(data), "options": ["rbind", "ro"]})
+    kind, options = ("bind", ["rbind", "ro"]) if data.is_dir() else ("erofs", ["ro"])
+    mounts.append({"destination": "/data", "type": kind, "source": str(data), "options": options})
     linux |= {"readonlyPaths": [], "maskedPaths": [], "cgroupsPath": f"/bench/{name}"}
     pod.add(name, ["sleep", "1000000"], mounts=mounts, linux=linux)
     into, out = pod.fifo(f"{name}i"), pod.fifo(f"{name}o")

@@ -10,7 +10,7 @@ import time
 from agent.api import agent_pb2
 from agent.ttrpc.client import Client
 from tests.bench import floors
-from tests.bench.lab import COLD, TEMPLATE, Lab
+from tests.bench.lab import COLD, DISKS, TEMPLATE, Lab
 from tests.bench.measure import busy, command, pss, rss, tree
 from tests.bench.pod import Pod
 from tests.bench.rows import Figure
@@ -19,13 +19,13 @@ REST = 3.0  # seconds after the start before anything is looked at
 WATCH = 10.0  # seconds in which processor time is counted
 MIB = 1 << 20
 NAMES = {"qemu-system": "QEMU", "virtiofsd": "virtiofsd", "vhost-device-vsock": "vsock daemon", "/bin/sleep": "stub"}
-BOUNDS: dict[str, tuple[float | None, float | None]] = {COLD: (None, None), TEMPLATE: (110.0, 60.0)}
+BOUNDS: dict[str, tuple[float | None, float | None]] = {COLD: (None, None), TEMPLATE: (110.0, 60.0), DISKS: (None, None)}
 
 
 def figures(lab: Lab) -> list[Figure]:
     """For each way to start a pod."""
     found = []
-    for mode in (COLD, TEMPLATE):
+    for mode in (COLD, TEMPLATE, DISKS):
         with Pod(lab, mode) as pod:
             pod.run()
             time.sleep(REST)

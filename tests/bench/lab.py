@@ -25,7 +25,7 @@ from tests.framework.hako import Hako
 if TYPE_CHECKING:
     from tests.bench.pod import Pod
 
-COLD, TEMPLATE, MANY = "cold", "template", "many"
+COLD, TEMPLATE, MANY, DISKS = "cold", "template", "many", "disks"
 BUILD = 600.0  # seconds for the floor's image, for a template
 
 
@@ -33,6 +33,7 @@ class Lab:
     """`modes` are the ways in which a pod can start: cold, and from a template. Both as the first pod of a machine.
 
     `many` is the configuration of a machine with many pods: all defaults, the forkserver of pod processes with them.
+    `disks` is `template` without a shared file system.
     """
 
     def __init__(self, directory: Path, undo: ExitStack) -> None:
@@ -49,13 +50,15 @@ class Lab:
             COLD: self._configuration(COLD, template=False, forkserver=False),
             TEMPLATE: self._configuration(TEMPLATE, template=True, forkserver=False),
             MANY: self._configuration(MANY, template=True, forkserver=True),
+            DISKS: self._configuration(DISKS, template=True, forkserver=False, shared_fs="none"),
         }
 
-    def _configuration(self, name: str, **switches: bool) -> Path:
+    def _configuration(self, name: str, *, shared_fs: str = "virtio-fs", **switches: bool) -> Path:
         """TCG always: the rows are ratios to an emulated boot, whatever else the host could do."""
         template, forkserver = (str(switches[key]).lower() for key in ("template", "forkserver"))
         lines = [
-            '[hypervisor]\naccelerator = "tcg"', f"[factory]\ntemplate = {template}", f"[runtime]\nforkserver = {forkserver}"
+            '[hypervisor]\naccelerator = "tcg"', f"[factory]\ntemplate = {template}", f"[runtime]\nforkserver = {forkserver}",
+            f'[share]\nshared_fs = "{shared_fs}"',
         ]  # fmt: skip
         path = self.directory / f"{name}.toml"
         path.write_text("\n".join(lines) + "\n")
