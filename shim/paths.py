@@ -3,7 +3,7 @@
     /run/hako/pods/NAMESPACE/SANDBOX/   state of one pod: state.json, lock, share/ (what the guest may see)
     /run/hako/s/HASH                    its ttrpc socket; HASH: 40 hex digits of namespace and id,
     /run/hako/s/HASH.d/                 its daemons' sockets   because a socket's path is limited
-    /var/cache/hako/{kernel,image,oci,probe,tools}
+    /var/cache/hako/{kernel,image,oci,probe,template,tools}
     /etc/hako/configuration.toml        then PREFIX/lib/hako/configuration.toml
 
 HAKO_STATE_DIR, HAKO_CACHE_DIR and HAKO_CONFIG move them (tests, private runs). All functions return absolute

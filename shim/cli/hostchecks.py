@@ -108,6 +108,20 @@ def accelerator() -> tuple[Level, str, str]:
     return "warn", f"tcg (everything is emulated): {reason}", remedy
 
 
+def templates() -> tuple[Level, str, str]:
+    """Whether the next pod starts from a template; without one it boots, which is slower and no fault."""
+    from shim.cli import factory
+
+    found = factory.described(configuration.load())
+    if any(item["state"] == "in use" for item in found["templates"]):
+        return "ok", f"pods start from template {found['wanted']}", ""
+    if not found["wanted"]:
+        return "warn", f"pods boot: {found['reason']}", "without templates a start takes several times as long"
+    if found["reason"]:
+        return "warn", f"template {found['wanted']} failed: {found['reason']}", "hako factory init"
+    return "ok", "the first pod boots, and makes the template for the others (or: hako factory init)", ""
+
+
 def _confinement(user: str) -> process.Confinement:
     """The user that QEMU runs as, for whom KVM has to work."""
     import pwd
@@ -254,6 +268,7 @@ CHECKS: dict[str, Look] = {
     "QEMU": qemu,
     "guest": guest,
     "accelerator": accelerator,
+    "templates": templates,
     "vsock": vsock,
     "virtio-fs": virtiofs,
     "tun": tun,

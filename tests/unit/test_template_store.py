@@ -94,6 +94,19 @@ def test_what_was_not_finished_is_not_found(cache: Path) -> None:
     assert not draft.exists()
 
 
+def test_what_is_left_of_a_template_is_in_nobodys_way(cache: Path) -> None:
+    """A directory without its description is not one; a new template takes its place."""
+    ruin = cache / "template/k1"
+    ruin.mkdir(parents=True)
+    (ruin / template.MEMORY).write_bytes(b"old")
+    assert template.find("k1") is None
+    made = add("k1")
+    copy = template.Copy(made)
+    copy.finish()
+    assert os.pread(copy.memory_fd, 3, 0) == b"ram"
+    copy.close()
+
+
 def test_a_template_without_its_files_says_so() -> None:
     """It was swept while a pod was starting, or somebody cut it."""
     made = add("k1")
