@@ -6,6 +6,7 @@ Owns: the arguments. The work is in checkout.py and prefix.py.
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 
 from shim.errors import HakoError
@@ -25,6 +26,7 @@ def main() -> int:
         verb.add_argument("--keep-cache", action="store_true")
     arguments = parser.parse_args()
     try:
+        _require_root(arguments.verb)
         return _do(arguments)
     except (HakoError, OSError) as exc:
         print(f"hako: {exc}", file=sys.stderr)
@@ -32,6 +34,13 @@ def main() -> int:
     except KeyboardInterrupt:
         print("hako: interrupted", file=sys.stderr)
         return 130
+
+
+def _require_root(verb: str) -> None:
+    """Raises HakoError for everybody else; who has a cache of his own may fill it."""
+    if os.geteuid() == 0 or (verb in ("prepare", "prepare-tests", "kernel") and "HAKO_CACHE_DIR" in os.environ):
+        return
+    raise HakoError("this needs root", hint="sudo make ...")
 
 
 def _do(arguments: argparse.Namespace) -> int:
