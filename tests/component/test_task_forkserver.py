@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import compileall
 import contextlib
 import json
 import os
@@ -45,8 +46,16 @@ class Room:
         self.address = forkclient.address()
         words = ["-socket", self.address, "-id", str(self.first.pid), forkclient.ACTION, "x" * forkclient.ROOM]
         subprocess.run([self.program, *words], env=self.environment, check=True, timeout=20)
-        until("the forkserver", forkclient._is_served)
+        until("the forkserver", self.is_served)
         self.pid = next(int(pid) for pid in self.processes() if forkclient.ACTION in self.command(int(pid)))
+
+    def is_served(self) -> bool:
+        """Whether it listens; its socket has a name a moment earlier."""
+        sock = socket(AF_UNIX, SOCK_STREAM)
+        try:
+            return sock.connect_ex(self.address) == 0
+        finally:
+            sock.close()
 
     def processes(self) -> list[str]:
         """Pids of all that has this state directory in its environment, but the `sleep`."""
@@ -87,6 +96,12 @@ class Room:
         self.first.wait()
         for pid in self.processes():
             os.kill(int(pid), signal.SIGKILL)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled() -> None:
+    """As after an installation: a new __pycache__ changes its directory, and with it the forkserver's address."""
+    compileall.compile_dir(REPOSITORY / "shim", quiet=2)
 
 
 @pytest.fixture

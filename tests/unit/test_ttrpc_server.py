@@ -422,7 +422,6 @@ def test_inline_server_imports_neither_threading_nor_enum() -> None:
     """What the agent imports for ttrpc stays light."""
     code = """
 import sys
-import sysconfig
 sys.path[:0] = sys.argv[1:]
 import agent.ttrpc.server
 heavy = {"threading", "enum", "socket", "selectors", "typing", "re", "logging", "heapq"}
