@@ -32,8 +32,9 @@ BURST = 16
 _SPLICE_FLAGS = os.SPLICE_F_NONBLOCK | os.SPLICE_F_MOVE
 _SOURCE_EMPTY, _SINK_FULL, _MOVED, _ENDED = range(4)
 
-# One thread, and nothing stays in it between two calls. A frame with its header is one packet of vsock.
-_frame = memoryview(bytearray(PACKET_MAX))
+# One thread, and nothing stays in it between two calls. What fits into a pipe is one frame: the host has one header and
+# one chunk to look at.
+_frame = memoryview(bytearray(HEADER + CHUNK))
 _body = _frame[HEADER:]
 
 
@@ -200,14 +201,15 @@ class Output(Flow):
         return self._send()
 
     def _send(self) -> int:
-        try:
-            count = os.write(self._sink, self._pending)
-        except BlockingIOError:
-            self._pending = bytes(self._pending)  # the buffer is everybody's
-            return _SINK_FULL
-        except OSError:
-            return _ENDED
-        self._pending = bytes(self._pending[count:])
+        while self._pending:
+            try:
+                count = os.write(self._sink, self._pending[:PACKET_MAX])
+            except BlockingIOError:
+                self._pending = bytes(self._pending)  # the buffer is everybody's
+                return _SINK_FULL
+            except OSError:
+                return _ENDED
+            self._pending = self._pending[count:]
         return _MOVED
 
 
