@@ -87,6 +87,11 @@ class Sandbox:
         """How long a device that was plugged may take to appear."""
         return self._config.hotplug_seconds
 
+    @property
+    def created(self) -> bool:
+        """Whether it is there: from CreateSandbox to DestroySandbox."""
+        return self._created
+
     # --- the sandbox itself ---------------------------------------------------------------------------------
 
     def create(self, request: agent_pb2.CreateSandboxRequest) -> None:

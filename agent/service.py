@@ -10,8 +10,8 @@ from __future__ import annotations
 from time import monotonic_ns
 
 from agent import VERSION, container_devices, guest, log, network, spans, storage
-from agent.api import agent_pb2, csi_pb2, empty_pb2, health_pb2, trace_pb2, types_pb2
-from agent.errors import AgentError, InvalidSpec, Unsupported, step_error
+from agent.api import agent_pb2, csi_pb2, empty_pb2, health_pb2, pool_pb2, trace_pb2, types_pb2
+from agent.errors import AgentError, AlreadyExists, InvalidSpec, Unsupported, step_error
 from agent.guest import copyfile, metrics
 from agent.ttrpc.call import Deferred
 
@@ -37,12 +37,23 @@ _EMPTY = empty_pb2.Empty()
 
 
 class Service:
-    """`on_destroyed` is called when DestroySandbox was carried out; the answer is still to be sent then."""
+    """`on_destroyed` is called when DestroySandbox was carried out; the answer is still to be sent then.
 
-    def __init__(self, sandbox: Sandbox, *, is_init: bool, on_destroyed: Callable[[], None]) -> None:
+    `on_exercise` runs a throw-away pod.
+    """
+
+    def __init__(
+        self,
+        sandbox: Sandbox,
+        *,
+        is_init: bool,
+        on_destroyed: Callable[[], None],
+        on_exercise: Callable[[pool_pb2.ExerciseRequest], None],
+    ) -> None:
         self._sandbox = sandbox
         self._is_init = is_init
         self._on_destroyed = on_destroyed
+        self._on_exercise = on_exercise
 
     def services(self) -> dict[str, dict[str, tuple[Any, Callable[[Any, Call], Any]]]]:
         """The table that the ttrpc server wants."""
@@ -53,6 +64,7 @@ class Service:
                 "Version": (health_pb2.CheckRequest, _served(self._version)),
             },
             "hako.Trace": {"Spans": (trace_pb2.SpansRequest, _served(self._told_spans))},
+            "hako.Pool": {"Exercise": (pool_pb2.ExerciseRequest, _served(self._exercise))},
         }
 
     def _agent_methods(self) -> dict[str, tuple[Any, Callable[[Any, Call], Any]]]:
@@ -122,6 +134,12 @@ class Service:
         for name, object, begin, end in spans.all():
             response.spans.add(name=name, object=object, kind=spans.KIND, begin=begin, end=end)
         return response
+
+    def _exercise(self, request: pool_pb2.ExerciseRequest) -> empty_pb2.Empty:
+        if self._sandbox.created:
+            raise AlreadyExists("sandbox", "of a pod")
+        self._on_exercise(request)
+        return _EMPTY
 
     # --- sandbox --------------------------------------------------------------------------------------------
 

@@ -1,7 +1,8 @@
 """Before a VM is saved as a template, and after: the agent does once what every pod will ask of it.
 
 Owns: the throw-away container, what memory a template has, the wait of a clone for its own devices. Called by
-agent.start where the kernel's command line has agent.template=1.
+agent.start where the kernel's command line has agent.template=1, and in a clone when the host asks for it (hako.Pool): an
+emulator has translated nothing yet of what a restored VM runs.
 
 A clone goes on where the template was saved, so all that is done here is done for every pod: modules are loaded,
 the interpreter has specialized its byte code, the kernel has its caches. It must not depend on who the clone is:
@@ -18,7 +19,7 @@ import struct
 import time
 
 from agent import config
-from agent.api import agent_pb2, empty_pb2, jsonmap, oci_pb2
+from agent.api import agent_pb2, empty_pb2, jsonmap, oci_pb2, pool_pb2
 from agent.cgroups import devices
 from agent.linux import procfs, uevent
 from agent.ttrpc import frames
@@ -61,19 +62,17 @@ _CODE = (
 # --- before ---------------------------------------------------------------------------------------------------
 
 
-def rehearse(make_agent: Callable[[config.Config], Any]) -> None:
+def rehearse(make_agent: Callable[[config.Config], Any], wanted: pool_pb2.ExerciseRequest | None = None) -> None:
     """A whole pod, as the host would ask for it, of an agent on unix sockets; nothing of either is left.
 
-    `make_agent` makes an agent.start.Agent. Raises what fails.
+    `make_agent` makes an agent.start.Agent; `wanted` says what the pod has beside its own. Raises what fails.
     """
-    drop_caches()
     os.mkdir(HOME, 0o700)
-    make_rootfs(ROOTFS)
     chosen = config.Config()
     chosen.unix_path = HOME + "/agent"
     agent = make_agent(chosen)
     try:
-        _pod(_Host(agent.loop, chosen.unix_path))
+        _pod(_Host(agent.loop, chosen.unix_path), wanted or pool_pb2.ExerciseRequest())
     finally:
         agent.sandbox.destroy()
         agent.close()
@@ -160,16 +159,19 @@ class _Host:
                 return found[0]
 
 
-def _pod(host: _Host) -> None:
+def _pod(host: _Host, wanted: pool_pb2.ExerciseRequest) -> None:
     """In the host's order."""
     shm = agent_pb2.Storage(
         driver="ephemeral", source="shm", fstype="tmpfs", options=["mode=1777"], mount_point="/run/kata-containers/sandbox/shm"
     )
-    request = agent_pb2.CreateSandboxRequest(hostname=NAME, storages=[shm], sandbox_id=NAME, dns=["# warm"])
+    storages = [*wanted.storages, shm]
+    request = agent_pb2.CreateSandboxRequest(hostname=NAME, storages=storages, sandbox_id=NAME, dns=["# warm"])
     request.seed, request.time = bytes(64), time.time_ns()
     host.call("CreateSandbox", request)
+    root = wanted.rootfs or ROOTFS
+    make_rootfs(root)
     spec = oci_pb2.Spec()
-    jsonmap.fill(spec, spec_of(ROOTFS))
+    jsonmap.fill(spec, spec_of(root))
     out, err = host.stream(1), host.stream(2)
     create = agent_pb2.CreateContainerRequest(container_id=NAME, exec_id=NAME, OCI=spec, stdout_port=1, stderr_port=2)
     host.call("CreateContainer", create)
@@ -197,8 +199,8 @@ def program() -> bytes:
 
 def make_rootfs(root: str) -> None:
     """The directory of the throw-away container."""
-    for name in ("", "/proc", "/sys", "/dev", "/etc"):
-        os.mkdir(root + name, 0o755)
+    for name in ("/proc", "/sys", "/dev", "/etc"):
+        os.makedirs(root + name, 0o755)
     with open(root + "/program", "wb", opener=lambda path, flags: os.open(path, flags, 0o755)) as file:
         file.write(program())
 

@@ -28,6 +28,7 @@ STREAM_FEATURE = "hako.stdio-streams"
 SERVICE = "grpc.AgentService"
 HEALTH = "grpc.Health"
 TRACE = "hako.Trace"
+POOL = "hako.Pool"
 
 _KINDS: dict[int, type[errors.HakoError]] = {
     errors.NOT_FOUND: errors.NotFound,

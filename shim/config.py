@@ -67,6 +67,7 @@ class FactoryConfig(_Section, frozen=True):
     restore_timeout: Seconds = 20.0
     build_timeout: Seconds = 180.0
     keep: Positive = 4
+    pool: Annotated[int, msgspec.Meta(ge=0, le=64)] = 0
 
 
 class AgentConfig(_Section, frozen=True):
@@ -166,6 +167,12 @@ def load(path: str | None = None) -> Config:
         parse(table, name)  # so that an error names the file that has it
         _merge(merged, table)
     return parse(merged, file)
+
+
+def files(path: str | None = None) -> list[str]:
+    """The files that `load` reads, or would if they were there."""
+    file = path or _first_existing()
+    return paths.config_candidates() if file is None else [file, *_drop_ins(file)]
 
 
 def parse(table: dict[str, Any], file: str = "") -> Config:

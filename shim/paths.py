@@ -3,6 +3,7 @@
     /run/hako/pods/NAMESPACE/SANDBOX/   state of one pod: state.json, lock, share/ (what the guest may see)
     /run/hako/s/HASH                    its ttrpc socket; HASH: 40 hex digits of namespace and id,
     /run/hako/s/HASH.d/                 its daemons' sockets   because a socket's path is limited
+    /run/hako/pool/NAME/                a VM that waits for a pod, or has got one (shim/sandbox/spare.py)
     /var/cache/hako/{kernel,image,oci,probe,template,tools}
     /etc/hako/configuration.toml        then PREFIX/lib/hako/configuration.toml
 
@@ -40,6 +41,16 @@ def pods_root() -> str:
 def sandbox_dir(sandbox_id: str, namespace: str) -> str:
     """State directory of a pod. `namespace`: containerd's; "default" from CRI-O, "hako" from `hako`."""
     return os.path.join(pods_root(), _component(namespace), _component(sandbox_id))
+
+
+def spares_root() -> str:
+    """Parent of the state of VMs that were made before their pods."""
+    return os.path.join(state_root(), "pool")
+
+
+def spare_dir(name: str) -> str:
+    """State directory of one of them."""
+    return os.path.join(spares_root(), _component(name))
 
 
 def socket_dir() -> str:

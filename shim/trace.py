@@ -55,6 +55,11 @@ def spans() -> list[Span]:
     return list(_spans)
 
 
+def forget() -> None:
+    """What was kept so far was for no pod."""
+    _spans.clear()
+
+
 def note_process_start() -> None:
     """Remember when the calling process was executed, for `spawned` in the child that it forks.
 

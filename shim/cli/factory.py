@@ -1,6 +1,6 @@
-"""`hako factory`: make, look at and remove the templates from which pods start.
+"""`hako factory`: make, look at and remove the templates from which pods start, and the pool of VMs that wait for pods.
 
-Owns: the three words and what they print. What a template is: shim/sandbox/template.py.
+Owns: the three words and what they print. What a template is: shim/sandbox/template.py; the pool: shim/task/pool.py.
 """
 
 from __future__ import annotations
@@ -45,26 +45,45 @@ def init(parsed: Parsed) -> int:
     wanted = templatebuild.shape(config, _number(parsed.text("--vcpus", "0")))
     if template.find(wanted.identity.key) is not None:
         print(f"template {wanted.identity.key} is there")
-        return 0
+        return _fill(config)
     with Progress() as progress:
         progress.step("making a template")
         made = templatebuild.build(config, wanted)
     assert made is not None
     print(f"template {made.key} made, {made.size() >> 20} MiB")
+    return _fill(config)
+
+
+def _fill(config: Config) -> int:
+    """Have the pool filled, if there is to be one."""
+    if config.factory.pool:
+        _pools("fill")
+        print(f"the pool of {config.factory.pool} is being filled")
     return 0
+
+
+def _pools(order: str) -> list[dict[str, Any]]:
+    """Have an order carried out; the state of each pool that there is."""
+    import json
+
+    from shim.cli import shimbinary
+
+    told: list[dict[str, Any]] = json.loads(shimbinary.order(["-id", order, "pool"]))
+    return [state for state in told if state["size"] or state["ready"] or state["reason"]]
 
 
 def status(parsed: Parsed) -> int:
     """What is there, and whether the next pod would start from it."""
     from shim import config as configuration
 
-    found = described(configuration.load())
+    config = configuration.load()
+    found = described(config) | {"pool": config.factory.pool, "pools": _pools("status")}
     if parsed.flag("--json"):
         import json
 
         print(json.dumps(found, indent=1))
     else:
-        print(as_text(found), end="")
+        print(as_text(found) + pools_as_text(found), end="")
     return 0
 
 
@@ -121,10 +140,24 @@ def as_text(found: dict[str, Any]) -> str:
     return (table(HEADER, rows) if found["templates"] else "") + line + "\n"
 
 
+def pools_as_text(found: dict[str, Any]) -> str:
+    """A line for each pool, and one where there should be one."""
+    lines = []
+    for pool in found["pools"]:
+        making = f", {len(pool['making'])} being made" if pool["making"] else ""
+        reason = f" ({pool['reason']})" if pool["reason"] else ""
+        served = f"{pool['hits']} pods got one, {pool['misses']} did not"
+        lines.append(f"Pool: {len(pool['ready'])} of {pool['size']} VMs wait{making}{reason}; {served}.")
+    if found["pool"] and not lines:
+        lines.append(f"Pool: {found['pool']} VMs are made with the first pod, or by hako factory init.")
+    return "".join(line + "\n" for line in lines)
+
+
 def destroy(_parsed: Parsed) -> int:
-    """Remove all templates; pods that run have their own copies."""
+    """Remove all templates, and the pool; pods that run have their own copies."""
     from shim.sandbox import template
 
+    _pools("end")
     count = template.destroy()
     print("1 template removed" if count == 1 else f"{count} templates removed")
     return 0

@@ -40,14 +40,14 @@ def start(container: Container) -> str:
     """Start the pod's process; its address."""
     from shim import process  # 6 ms that exec and list do not need
 
-    return process.run(argv(container, "start"), START_TIMEOUT, env=_environment()).decode().strip()
+    return process.run(argv(container, "start"), START_TIMEOUT, env=environment()).decode().strip()
 
 
 def delete(container: Container) -> None:
     """Take away what is left of a pod whose process is gone."""
     from shim import process
 
-    process.run(argv(container, "delete"), DELETE_TIMEOUT, env=_environment())
+    process.run(argv(container, "delete"), DELETE_TIMEOUT, env=environment())
 
 
 def _site() -> list[str]:
@@ -56,7 +56,14 @@ def _site() -> list[str]:
     return [os.path.dirname(os.path.dirname(msgspec.__file__))]
 
 
-def _environment() -> dict[str, str]:
+def order(words: list[str], timeout: float = 10.0) -> bytes:
+    """Call it for something that is about no container; what it says. Raises CommandFailed."""
+    from shim import process
+
+    return process.run([*program(), *words], timeout, env=environment())
+
+
+def environment() -> dict[str, str]:
     """Ours without what is the user's own: hako's variables and where programs are."""
     kept = {key: value for key, value in os.environ.items() if key.startswith("HAKO_")}
     from shim.process import ENVIRONMENT

@@ -18,6 +18,7 @@ Everything that must not outlive the pod is written into the state file before o
 from __future__ import annotations
 
 import os
+import threading
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
@@ -51,6 +52,7 @@ if TYPE_CHECKING:
     from shim.hypervisor.base import Nic, Vm, VmSpec, Waiting
     from shim.oci.spec import Spec
     from shim.process import Child
+    from shim.sandbox.spare import Spare
     from shim.sandbox.store import Store
 
 SANDBOX_SHM = "/run/kata-containers/sandbox/shm"
@@ -61,8 +63,9 @@ AGENT_LEFT = 1.0  # seconds for the machine's end to be noticed after that of th
 class HostFactory:
     """Makes real machines; implements sandbox.Factory."""
 
-    def __init__(self, log: Callable[[str, str], None]) -> None:
+    def __init__(self, log: Callable[[str, str], None], spare: Spare | None = None) -> None:
         self._log = log
+        self._spare = spare
 
     def plan(self, config: Config, spec: Spec, bundle: str, sandbox_id: str, namespace: str) -> planning.SandboxPlan:
         """The plan, with what only the host knows: its size, the pod's shm and resolv.conf."""
@@ -90,6 +93,9 @@ class HostFactory:
 
         Raises HakoError (BootError with the guest's last words); nothing is left then.
         """
+        spare, self._spare = self._spare, None
+        if spare is not None and (machine := self._from_spare(spare, config, plan, netns, store, fate)) is not None:
+            return machine
         try:
             return self._build(config, plan, netns, store, Fate(fate), from_template=True)
         except clone.TemplateFailed as exc:
@@ -100,6 +106,29 @@ class HostFactory:
             if not exc.killed:
                 template.reject(exc.key, str(exc))
             return machine
+
+    def _from_spare(
+        self, spare: Spare, config: Config, plan: planning.SandboxPlan, netns: str, store: Store, fate: Fate
+    ) -> RunningMachine | None:
+        """The machine with a VM of the pool; None if it does not fit or has just ended."""
+        fate.also(lambda: spare.fate.end(fate.reason))
+        with ExitStack() as undo:
+            try:
+                machine = Building(config, plan, netns, store, undo, self._log, spare.fate, from_template=True).adopt(spare)
+            except HakoError as exc:
+                if fate.reason:
+                    raise
+                self._log("warn", f"a VM of the pool was thrown away: {exc}")
+                threading.Thread(target=spare.close, name="hako-spare-end", daemon=True).start()
+                return None
+            machine.adopt(undo.pop_all())
+            return machine
+
+    def close(self) -> None:
+        """Nothing more will be built."""
+        spare, self._spare = self._spare, None
+        if spare is not None:
+            spare.close()
 
     def _build(
         self, config: Config, plan: planning.SandboxPlan, netns: str, store: Store, fate: Fate, *, from_template: bool
@@ -210,6 +239,41 @@ class Building:
             templatebuild.begin(config, self._log)
         return machine
 
+    def adopt(self, spare: Spare) -> RunningMachine:
+        """The steps for a VM that is there already. Raises HakoError; one that does not fit is untouched then."""
+        marks = Marks()
+        self._must_fit(spare)
+        marks.mark("fit")
+        cgroup = self._make_cgroup()
+        self._undo.callback(spare.close)
+        self._store.change(spare.note_in)
+        moved = spare.enter(cgroup)
+        network = self._end_network(self._begin_network())
+        for nic in network.nics():
+            spare.vm.plug(nic)
+        marks.mark("network")
+        machine = RunningMachine(spare.vm, spare.agent, spare.files, spare.vsock, network, self._plan, spare.stdio, self._fate)
+        request = self._sandbox_request(spare.files.sandbox_storage())
+        clone.make_its_own(request)
+        spare.clone.grow(spare.agent, spare.vm, self._plan)
+        spare.agent.do("CreateSandbox", request)
+        marks.mark("sandbox")
+        network.configure(spare.agent)
+        machine.learn_features(known=True)
+        marks.mark("configure")
+        moved()
+        marks.mark("cgroup")
+        self._log("info", f"sandbox {self._plan.sandbox_id} is up, from the pool, after {marks.line()}")
+        return machine
+
+    def _must_fit(self, spare: Spare) -> None:
+        files = guestfiles.find(self._config.guest)
+        accelerator = self._accelerator(files, self._confinement(None))
+        saved = clone.find(self._config, files, accelerator, self._plan.vcpus).saved
+        reason = spare.unfit(self._config, saved.template.key if saved is not None else "")
+        if reason:
+            raise HakoError(reason, step="use a VM of the pool")
+
     def _find_template(self, files: guestfiles.GuestFiles, accelerator: str) -> clone.Saved | None:
         """The template for this pod; without one it is said why, and it is made once the pod is up."""
         if not self._from_template:
@@ -261,13 +325,13 @@ class Building:
         cgroup.create()
         return cgroup
 
-    def _make_share(self, cgroup: Cgroup, ours: ExitStack) -> tuple[ShareTree | None, Share | None]:
+    def _make_share(self, cgroup: Cgroup | None, ours: ExitStack) -> tuple[ShareTree | None, Share | None]:
         """The tree that virtiofsd shows and the VM's device for it; None where nothing is shared."""
         if self._config.share.shared_fs == "none":
             return None, None
         tree = ShareTree(os.path.join(self._store.directory, "share"))
         self._on_undo("share", tree.close)
-        confine = Confinement(cgroup_dirs=tuple(cgroup.dirs), no_new_privs=False)
+        confine = Confinement(cgroup_dirs=_dirs(cgroup), no_new_privs=False)
         fs = virtiofsd.start(tree.directory, self._config.share, confine)
         self._owned("virtiofsd", fs.child)
         ours.callback(os.close, fs.vm_fd)
@@ -324,10 +388,10 @@ class Building:
             hostname=plan.hostname, dns=plan.dns, storages=[files, shm], sandbox_id=plan.sandbox_id
         )
 
-    def _confinement(self, cgroup: Cgroup) -> Confinement:
+    def _confinement(self, cgroup: Cgroup | None) -> Confinement:
         """Of the VMM and the vsock daemon: unprivileged, in the pod's cgroup and network namespace."""
         uid, gid = hostfacts.user_ids(self._config.runtime.user)
-        return Confinement(cgroup_dirs=tuple(cgroup.dirs), netns=self._netns, uid=uid, gid=gid, groups=host.kvm_groups())
+        return Confinement(cgroup_dirs=_dirs(cgroup), netns=self._netns, uid=uid, gid=gid, groups=host.kvm_groups())
 
     def _owned(self, name: str, child: Child) -> None:
         self._store.add_process(name, child.pid)
@@ -344,6 +408,10 @@ class Building:
                 self._log("warn", f"{name} of {self._plan.sandbox_id}: {exc}")
 
         self._undo.callback(undo)
+
+
+def _dirs(cgroup: Cgroup | None) -> tuple[str, ...]:
+    return tuple(cgroup.dirs) if cgroup is not None else ()
 
 
 def _end(child: Child) -> None:

@@ -41,6 +41,8 @@ def clean_up(directory: str, socket_path: str, container_id: str = "") -> int:
     _remove_tree(directory)
     for path in (socket_path, *state.get("paths", [])):
         _remove_path(path)
+    if state.get("spare"):  # its VM was made before it, and has a state of its own
+        clean_up(state["spare"], "")
     os.close(lock)
     _remove_empty(os.path.dirname(directory))
     return pid

@@ -23,8 +23,10 @@ from shim.task import flags, forkclient
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any
+    from collections.abc import Callable
+    from typing import Any, NoReturn
 
+    from shim.sandbox.spare import Spare
     from shim.task import options
 
 VERSION = "0.1.0"
@@ -53,6 +55,10 @@ def _dispatch(invocation: flags.Invocation) -> int:
         from shim.task import forkserver
 
         return forkserver.main(invocation)
+    if invocation.action == "pool":
+        from shim.task import poolorder
+
+        return _write(poolorder.main(invocation))
     if not invocation.namespace:
         raise HakoError("shim namespace cannot be empty")
     if not invocation.id:
@@ -160,8 +166,13 @@ def become_daemon(
     sandbox_id: str,
     bundle: str,
     given: options.Options,
-) -> None:
-    """In a forked child: cut off from the caller's descriptors, then the daemon until it ends. Never returns."""
+    spare: Spare | None = None,
+    started: Callable[[], None] | None = None,
+) -> NoReturn:
+    """In a forked child: cut off from the caller's descriptors, then the daemon until it ends. Never returns.
+
+    `spare` is a VM for the pod that is there already; `started` is called when the first container runs.
+    """
     status = 1
     try:
         os.setsid()
@@ -170,7 +181,7 @@ def become_daemon(
         _redirect_stdio(bundle)
         from shim.task import daemon
 
-        status = daemon.run(listener, path, invocation, sandbox_id, given)
+        status = daemon.run(listener, path, invocation, sandbox_id, given, spare, started)
     except BaseException as exc:  # noqa: BLE001 - a forked child must not return into the parent's code
         import traceback
 

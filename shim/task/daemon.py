@@ -33,6 +33,7 @@ from shim.task.service import SERVICES, TaskService
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from shim.sandbox.spare import Spare
     from shim.task.flags import Invocation
     from shim.task.options import Options
 
@@ -41,8 +42,16 @@ FLUSH = 0.02  # seconds between looks whether the last answers are out
 LAST_EVENTS = 3.0  # seconds for the engine to take the last events
 
 
-def run(listener: socket, path: str, invocation: Invocation, sandbox_id: str, options: Options) -> int:
-    """Serve until the end; the exit status. `path`: the socket's, removed at the end.
+def run(
+    listener: socket,
+    path: str,
+    invocation: Invocation,
+    sandbox_id: str,
+    options: Options,
+    spare: Spare | None = None,
+    started: Callable[[], None] | None = None,
+) -> int:
+    """Serve until the end; the exit status. `path`: the socket's, removed at the end. The rest: see become_daemon.
 
     A configuration with an error is what every Create is then refused with: an engine shows its users the answer to
     that call, and nothing of a process that ends before it.
@@ -53,7 +62,7 @@ def run(listener: socket, path: str, invocation: Invocation, sandbox_id: str, op
     except ConfigError as exc:
         refusal = exc
     log = Log("debug" if invocation.debug else config.runtime.log_level)
-    daemon = Daemon(config, log, invocation, sandbox_id)
+    daemon = Daemon(config, log, invocation, sandbox_id, options.config_path, spare, started)
     daemon.refuse(refusal)
     try:
         daemon.serve(listener)
@@ -66,8 +75,20 @@ def run(listener: socket, path: str, invocation: Invocation, sandbox_id: str, op
 class Daemon:
     """See the module."""
 
-    def __init__(self, config: configuration.Config, log: Log, invocation: Invocation, sandbox_id: str) -> None:
+    def __init__(
+        self,
+        config: configuration.Config,
+        log: Log,
+        invocation: Invocation,
+        sandbox_id: str,
+        config_path: str,
+        spare: Spare | None,
+        started: Callable[[], None] | None,
+    ) -> None:
         self._log = log
+        self._config_path = config_path
+        self._started = started
+        self._factory = HostFactory(log, spare)
         self._config = config
         self._loop = Loop(on_error=lambda exc: log("error", f"loop: {exc!r}"))
         address = os.environ.get("TTRPC_ADDRESS", "")
@@ -79,7 +100,7 @@ class Daemon:
             config,
             self._loop,
             autoremove.Listener(self._service, self._end_soon, log),
-            HostFactory(log),
+            self._factory,
             log,
         )
         self._service.sandbox = self._sandbox
@@ -97,12 +118,14 @@ class Daemon:
 
     def _container_started(self, container_id: str) -> None:
         self._tracing.started(container_id)
+        if self._started is not None:
+            self._started()
         if container_id == self._sandbox.sandbox_id and self._config.runtime.forkserver:
             _in_thread(self._ensure_forkserver)
 
     def _ensure_forkserver(self) -> None:
         try:
-            forkclient.ensure()
+            forkclient.ensure(self._config.factory.pool, self._config_path)
         except (OSError, HakoError) as exc:
             self._log("warn", f"there is no forkserver: {exc}")
 
@@ -123,6 +146,7 @@ class Daemon:
     def close(self) -> None:
         """End what is left and tell the engine the last events."""
         self._sandbox.end()
+        self._factory.close()
         self._publisher.close(LAST_EVENTS)
         self._server.close()
 

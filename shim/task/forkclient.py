@@ -7,6 +7,9 @@ pod process starts one (daemon.py); forkserver.py is the other side. Light impor
     forkserver -> start     the pod process's pid, ten digits; nothing if it will not
     start -> pod process    one byte: go
 
+    anybody -> forkserver   length, JSON {"order": "status", "fill" or "end"}, about its pool
+    forkserver -> anybody   JSON of the pool's state
+
 The pod process does nothing before the last byte, so that a `start` that gave up waiting can make one by itself.
 """
 
@@ -24,6 +27,7 @@ if TYPE_CHECKING:
 
 LEAVE = 5.0  # seconds for it to leave the process that started it
 PATIENCE = 1.0  # seconds that `start` waits for the forkserver
+ORDER_PATIENCE = 5.0
 ACTION = "forkserver"
 ROOM = 300  # characters of the command line that a forked pod process can write its own over
 GO = b"g"
@@ -80,16 +84,67 @@ def ask(job: dict[str, Any], listener: socket) -> Waiting | None:
     return None
 
 
-def ensure() -> None:
-    """Start a forkserver if this pod is not the only one and nobody listens yet. From the pod process."""
-    if _pods() < 2 or _is_served():
+def ensure(pool: int = 0, config_path: str = "") -> None:
+    """Start a forkserver if nobody listens yet and it pays: for a pool of `pool` VMs, or if this pod is not the only one.
+
+    `config_path` is the configuration that was named for this process, "" if none was.
+    """
+    if _is_there(pool) or (not pool and _pods() < 2):
         return
     launcher = _launcher()
     if launcher:
         from shim import process
 
         argv = [*launcher, "-socket", address(), "-id", str(os.getpid()), ACTION, "x" * ROOM]
-        process.spawn(argv, stderr=2, env=os.environ).wait(LEAVE)  # it goes on in a child of its own
+        environment = {**os.environ, "HAKO_CONFIG": config_path} if config_path else os.environ
+        process.spawn(argv, stderr=2, env=environment).wait(LEAVE)  # it goes on in a child of its own
+
+
+def order(words: str, path: str = "") -> dict[str, Any] | None:
+    """Have an order about its pool carried out by the forkserver at `path` ("": ours); None if there is none.
+
+    "status" changes nothing, "fill" begins again, "end" gives up the pool until then. What is returned: see pool.py.
+    """
+    import json
+    from _socket import AF_UNIX, SOCK_STREAM, socket
+
+    sock = socket(AF_UNIX, SOCK_STREAM)
+    sock.settimeout(ORDER_PATIENCE)
+    data = b""
+    try:
+        sock.connect(path or address())
+        text = json.dumps({"order": words}).encode()
+        sock.sendall(len(text).to_bytes(4, "big") + text)
+        while chunk := sock.recv(1 << 16):
+            data += chunk
+        told: dict[str, Any] = json.loads(data)
+        return told
+    except (OSError, ValueError):
+        return None
+    finally:
+        sock.close()
+
+
+def every() -> list[str]:
+    """Sockets of all forkservers, whatever code they have in memory."""
+    root = paths.state_root()
+    try:
+        names = os.listdir(root)
+    except FileNotFoundError:
+        return []
+    return [os.path.join(root, name) for name in names if name.startswith("forkserver-") and not name.endswith(".lock")]
+
+
+def end_others() -> None:
+    """Forkservers with other code, which nobody will ever ask, shall not keep a pool."""
+    ours = address()
+    for path in every():
+        if path != ours:
+            order("end", path)
+
+
+def _is_there(pool: int) -> bool:
+    return order("fill") is not None if pool else _is_served()
 
 
 def _launcher() -> list[str]:

@@ -2,106 +2,23 @@
 
 from __future__ import annotations
 
-import compileall
 import contextlib
-import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
-import sysconfig
 import tempfile
-import time
 from _socket import AF_UNIX, SCM_RIGHTS, SOCK_STREAM, SOL_SOCKET, socket
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from shim.install import launcher
 from shim.task import forkclient
-from tests.framework.importgraph import REPOSITORY
+from tests.framework.forkroom import SHIM, Room, parent, until
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: sudo make test")
-SHIM = "containerd-shim-hako-v2"
-
-
-def until(what: str, condition: Callable[[], object], seconds: float = 20) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, f"never: {what}"
-        time.sleep(0.02)
-
-
-class Room:
-    """A state directory, the launcher, a forkserver whose first pod is a `sleep`."""
-
-    def __init__(self, directory: Path) -> None:
-        self.directory = directory
-        self.environment = {**os.environ, "HAKO_STATE_DIR": str(directory)}
-        launcher.write(str(directory / "bin"), str(REPOSITORY), sysconfig.get_path("platlib"))
-        self.program = str(directory / "bin" / SHIM)
-        self.first = subprocess.Popen(["sleep", "600"])
-        self.address = forkclient.address()
-        words = ["-socket", self.address, "-id", str(self.first.pid), forkclient.ACTION, "x" * forkclient.ROOM]
-        subprocess.run([self.program, *words], env=self.environment, check=True, timeout=20)
-        until("the forkserver", self.is_served)
-        self.pid = next(int(pid) for pid in self.processes() if forkclient.ACTION in self.command(int(pid)))
-
-    def is_served(self) -> bool:
-        """Whether it listens; its socket has a name a moment earlier."""
-        sock = socket(AF_UNIX, SOCK_STREAM)
-        try:
-            return sock.connect_ex(self.address) == 0
-        finally:
-            sock.close()
-
-    def processes(self) -> list[str]:
-        """Pids of all that has this state directory in its environment, but the `sleep`."""
-        mark = f"HAKO_STATE_DIR={self.directory}".encode()
-        found = []
-        for path in Path("/proc").iterdir():
-            try:
-                if path.name.isdigit() and mark in (path / "environ").read_bytes():
-                    found.append(path.name)
-            except OSError:
-                continue
-        return found
-
-    @staticmethod
-    def command(pid: int) -> list[str]:
-        return Path(f"/proc/{pid}/cmdline").read_text().rstrip("\0").split("\0")
-
-    def start(self, name: str, *before: str) -> str:
-        """Run `start` for a pod in a bundle of its own; what it printed."""
-        bundle = self.directory / f"b-{name}"
-        bundle.mkdir()
-        (bundle / "config.json").write_text(json.dumps({"ociVersion": "1.0.2"}))
-        argv = [*before, self.program, "-namespace", "n", "-id", name, "-address", "", "-publish-binary", "", "start"]
-        done = subprocess.run(argv, cwd=bundle, env=self.environment | {"MARK": name}, capture_output=True, text=True, timeout=20)
-        assert done.returncode == 0 and not done.stderr, done.stderr
-        return done.stdout
-
-    def pod(self, name: str) -> int:
-        """Pid of the pod process that listens for `name`."""
-        for pid in self.processes():
-            words = self.command(int(pid))
-            if "-id" in words and words[words.index("-id") + 1] == name:
-                return int(pid)
-        raise AssertionError(f"no process of {name}")
-
-    def close(self) -> None:
-        self.first.kill()
-        self.first.wait()
-        for pid in self.processes():
-            os.kill(int(pid), signal.SIGKILL)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compiled() -> None:
-    """As after an installation: a new __pycache__ changes its directory, and with it the forkserver's address."""
-    compileall.compile_dir(REPOSITORY / "shim", quiet=2)
 
 
 @pytest.fixture
@@ -112,10 +29,6 @@ def room(monkeypatch: pytest.MonkeyPatch) -> Iterator[Room]:
     yield made
     made.close()
     shutil.rmtree(directory)
-
-
-def parent(pid: int) -> int:
-    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
 
 
 def open_files(pid: int) -> set[str]:

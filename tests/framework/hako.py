@@ -72,7 +72,7 @@ class Hako:
 
     def leftovers(self) -> list[str]:
         """Files, mounts and processes of containers; empty if all is well."""
-        kinds = ("containers", "names", "netns", "pods/*", "s")
+        kinds = ("containers", "names", "netns", "pods/*", "pool", "s")
         found = [f"file {path}" for kind in kinds for path in self.state.glob(f"{kind}/*")]
         overlays = paths.cache_dir("oci") + "/containers/"
         ours = {path.name for path in (self.state / "containers").glob("*")}

@@ -27,6 +27,18 @@ def test_status_says_what_the_next_pod_does() -> None:
     assert none == "The next pod boots: a microvm has no hot-plug.\n"
 
 
+def test_status_says_what_waits() -> None:
+    """Each pool on a line, and how one comes to be where there is none."""
+    pool = {"size": 2, "ready": [5], "making": [7], "reason": "", "hits": 3, "misses": 1}
+    told = factory.pools_as_text({"pool": 2, "pools": [pool, pool | {"making": [], "ready": [], "reason": "memory is short"}]})
+    assert told.splitlines() == [
+        "Pool: 1 of 2 VMs wait, 1 being made; 3 pods got one, 1 did not.",
+        "Pool: 0 of 2 VMs wait (memory is short); 3 pods got one, 1 did not.",
+    ]
+    assert factory.pools_as_text({"pool": 2, "pools": []}).endswith("are made with the first pod, or by hako factory init.\n")
+    assert factory.pools_as_text({"pool": 0, "pools": []}) == ""
+
+
 @pytest.mark.parametrize("words", [[], ["make"], ["init", "status"]])
 def test_other_words_are_refused(words: list[str]) -> None:
     """With the three that there are."""

@@ -24,7 +24,7 @@ from agent.ttrpc.call import Call
 
 def test_every_method_of_the_protocol_is_served() -> None:
     """Service has each method of agent.proto and health.proto, with its request class, and no other."""
-    table = Service(cast(Sandbox, None), is_init=False, on_destroyed=lambda: None).services()
+    table = Service(cast(Sandbox, None), is_init=False, on_destroyed=lambda: None, on_exercise=lambda _request: None).services()
     for file, name in ((agent_pb2, "AgentService"), (health_pb2, "Health")):
         methods = file.DESCRIPTOR.services_by_name[name].methods
         served = table[f"grpc.{name}"]
@@ -42,7 +42,8 @@ def test_system_call_errors_become_steps(monkeypatch: pytest.MonkeyPatch) -> Non
         def create(self, request: Any) -> None:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/run/x")
 
-    table = Service(cast(Sandbox, Broken()), is_init=False, on_destroyed=lambda: None).services()
+    broken = cast(Sandbox, Broken())
+    table = Service(broken, is_init=False, on_destroyed=lambda: None, on_exercise=lambda _request: None).services()
     request, handler = table["grpc.AgentService"]["CreateSandbox"]
     with pytest.raises(StepError, match=r"CreateSandbox: /run/x: (?i:no space left on device)"):
         handler(request(), Call("grpc.AgentService", "CreateSandbox", {}, None))
