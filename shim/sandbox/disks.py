@@ -17,7 +17,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from agent.api import agent_pb2
-from shim.errors import HakoError
+from shim.errors import HakoError, Unsupported
 from shim.hypervisor.base import Disk, Plugged, Vm
 from shim.sandbox import layers, volumes
 from shim.sandbox.layers import Device
@@ -39,9 +39,10 @@ SERIAL = 20  # characters of a virtio disk's serial number
 class _Held:
     """A disk in the VM, and the ids of the containers that use it."""
 
-    def __init__(self, plugged: Plugged, storage: agent_pb2.Storage) -> None:
+    def __init__(self, plugged: Plugged, device: Device) -> None:
         self.plugged = plugged
-        self.storage = storage
+        self.read_only = device.read_only
+        self.storage = _block(plugged, device)
         self.users: set[str] = set()
 
 
@@ -110,15 +111,20 @@ class DiskFiles:
             os.close(image)
 
     def _device(self, container_id: str, device: Device) -> agent_pb2.Storage:
-        return self._disk(container_id, "\0".join((device.source, device.fstype, *device.options)), device.source, device)
+        return self._disk(container_id, os.path.realpath(device.source), device.source, device)
 
     def _disk(self, container_id: str, name: str, path: str, device: Device) -> agent_pb2.Storage:
-        """The storage of a disk, which is plugged if the VM has it not; `path`: host path."""
+        """The storage of a disk, which is plugged if the VM has it not; `path`: host path.
+
+        It is plugged and mounted once: two mounts of one file system do not see each other's blocks.
+        """
         with self._lock:
             held = self._held.get(name)
             if held is None:
-                plugged = self._vm.plug(Disk(path, device.read_only, name.rpartition("/")[2][:SERIAL].partition("\0")[0]))
-                held = self._held[name] = _Held(plugged, _block(plugged, device))
+                plugged = self._vm.plug(Disk(path, device.read_only, os.path.basename(name)[:SERIAL]))
+                held = self._held[name] = _Held(plugged, device)
+            if held.read_only and not device.read_only:
+                raise Unsupported("another container of the pod has it read-only", step="plug a disk", object=path)
             held.users.add(container_id)
             return held.storage
 
@@ -135,6 +141,9 @@ class DiskFiles:
             entries = copies.read(volume.source, self._config.copy_limit << 20)
         except copies.TooMuch as exc:
             raise volumes.refused(volume, exc.message, "make [share] copy_limit larger") from exc
+        except copies.NotCopied as exc:
+            remedy = "a device is plugged where the mount has its file system's type"
+            raise volumes.refused(volume, f"{exc.object} {exc.message}", remedy) from exc
         for entry in entries:
             self._copy(f"{place}/{entry.path}" if entry.path else place, entry)
         return place, []

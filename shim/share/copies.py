@@ -16,7 +16,6 @@ from shim.errors import HakoError
 
 MOST_ENTRIES = 1024
 STEP = "copy into the guest"
-NOT_COPIED = "is neither a file, a directory nor a symbolic link"
 
 
 class Entry(NamedTuple):
@@ -30,11 +29,15 @@ class Entry(NamedTuple):
 
 
 class TooMuch(HakoError):
-    """It is more than may be copied, or something that cannot be."""
+    """It is more than may be copied."""
+
+
+class NotCopied(HakoError):
+    """Something in it cannot be copied: a socket, a pipe, a device."""
 
 
 def read(source: str, most: int) -> list[Entry]:
-    """All of host path `source`, parents before children; at most `most` bytes. Raises TooMuch, HakoError."""
+    """All of host path `source`, parents before children; at most `most` bytes. Raises TooMuch, NotCopied, HakoError."""
     reader = _Reader(source, most)
     try:
         reader.take(source, "", None)
@@ -58,7 +61,7 @@ class _Reader:
         if stat.S_ISLNK(status.st_mode):
             self._add(path, status, os.fsencode(os.readlink(name, dir_fd=directory)))
             return
-        self._refuse_unless(stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode), path, NOT_COPIED)
+        self._check_kind(status, path)
         # Not blocking: somebody may have put a pipe in its place.
         flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | (0 if directory is None else os.O_NOFOLLOW)
         fd = os.open(name, flags, dir_fd=directory)
@@ -74,18 +77,20 @@ class _Reader:
             for name in sorted(os.listdir(fd)):
                 self.take(name, f"{path}/{name}" if path else name, fd)
             return
-        self._refuse_unless(stat.S_ISREG(status.st_mode), path, NOT_COPIED)
-        self._refuse_unless(status.st_size <= self._left, path, self._too_much())
+        self._check_kind(status, path)
+        self._check_room(status.st_size <= self._left)
         self._add(path, status, os.pread(fd, self._left, 0))
 
     def _add(self, path: str, status: os.stat_result, data: bytes) -> None:
         self._left -= len(data)
-        self._refuse_unless(len(self.found) < MOST_ENTRIES, path, self._too_much())
+        self._check_room(len(self.found) < MOST_ENTRIES)
         self.found.append(Entry(path, status.st_mode, status.st_uid, status.st_gid, data))
 
-    def _too_much(self) -> str:
-        return f"holds more than {self._most} bytes or {MOST_ENTRIES} files"
+    def _check_room(self, there: bool) -> None:
+        if not there:
+            raise TooMuch(f"holds more than {self._most} bytes or {MOST_ENTRIES} files", step=STEP, object=self._source)
 
-    def _refuse_unless(self, fits: bool, path: str, reason: str) -> None:
-        if not fits:
-            raise TooMuch(reason, step=STEP, object=os.path.join(self._source, path) if path else self._source)
+    def _check_kind(self, status: os.stat_result, path: str) -> None:
+        if not (stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode)):
+            place = os.path.join(self._source, path) if path else self._source
+            raise NotCopied("is neither a file, a directory nor a symbolic link", step=STEP, object=place)

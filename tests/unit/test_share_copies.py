@@ -58,12 +58,12 @@ def test_too_many_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
 def test_neither_sockets_nor_pipes(tmp_path: Path) -> None:
     """A pipe does not hold us up; the object is named."""
     os.mkfifo(tmp_path / "pipe")
-    with pytest.raises(copies.TooMuch, match="pipe: is neither a file"):
+    with pytest.raises(copies.NotCopied, match="pipe: is neither a file"):
         copies.read(str(tmp_path), 100)
     (tmp_path / "pipe").unlink()
     with socket.socket(socket.AF_UNIX) as listening:
         listening.bind(str(tmp_path / "sock"))
-        with pytest.raises(copies.TooMuch, match="sock: is neither a file"):
+        with pytest.raises(copies.NotCopied, match="sock: is neither a file"):
             copies.read(str(tmp_path), 100)
 
 

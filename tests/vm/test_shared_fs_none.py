@@ -144,12 +144,12 @@ class Engine(Containerd):
         self.ctr("task", "delete", "-f", name)
         self.ctr("container", "delete", name)
 
-    def run_in_pod(self, pod: str, name: str, kind: str, *command: str) -> None:
+    def run_in_pod(self, pod: str, name: str, kind: str, *command: str, flags: tuple[str, ...] = ()) -> None:
         """A container of pod `pod`, as a CRI plugin marks it; in the background."""
         prefix = "io.kubernetes.cri."
         labels = (f"{prefix}container-type={kind}", f"{prefix}sandbox-id={pod}")
         annotations = [word for label in labels for word in ("--annotation", label)]
-        self.ctr("run", "-d", "--runtime", HAKO, *annotations, REFERENCE, name, *command)
+        self.ctr("run", "-d", "--runtime", HAKO, *annotations, *flags, REFERENCE, name, *command)
 
 
 BLOCKFILE = """
@@ -231,4 +231,28 @@ def test_snapshots_that_are_disks(pods: Engine, snapshotter: str, kept: bool) ->
     pods.ctr("container", "delete", name)
     kind = "ext4" if snapshotter == "blockfile" else "overlay"
     assert said == [[kind], ["again", kind] if kept else [kind]]
+    pods.assert_nothing_left()
+
+
+def test_a_block_device_is_a_volume(pods: Engine) -> None:
+    """A file system on a device of the host: what is written is there, and the device is free after the container's end."""
+    disk = pods.directory / "disk"
+    disk.touch()
+    os.truncate(disk, 32 << 20)
+    subprocess.run(["/sbin/mkfs.ext4", "-q", str(disk)], check=True)
+    argv = ["/sbin/losetup", "--show", "-f", str(disk)]
+    device = subprocess.run(argv, check=True, capture_output=True, text=True).stdout.strip()
+    try:
+        pod, second = pods.unique("p"), pods.unique("c")
+        pods.run_in_pod(pod, pod, "sandbox", "sleep", "1000")
+        mount = ("--mount", f"type=ext4,src={device},dst=/data,options=rw")
+        for attempt in ("one", "two"):
+            script = f"echo {attempt} >> /data/file; cat /data/file; sync; sleep 1000"
+            pods.run_in_pod(pod, second, "container", "sh", "-c", script, flags=mount)
+            said = pods.ctr("task", "exec", "--exec-id", f"e{attempt}", second, "sh", "-c", "sleep 1; cat /data/file")
+            pods.end(second)
+        assert said.stdout == b"one\ntwo\n"
+        pods.end(pod)
+    finally:
+        subprocess.run(["/sbin/losetup", "-d", device], check=True)
     pods.assert_nothing_left()
