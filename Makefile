@@ -2,6 +2,8 @@
 PREFIX ?= /usr/local
 # The system user that the VMM and its daemons run as when installed; empty for none.
 RUN_AS ?= hako
+# Options of the benchmark, such as --rounds 3.
+BENCH ?=
 # What `make test`, `make test-trixie` and `make test-bookworm` run; any arguments of pytest.
 TESTS ?= tests
 
@@ -49,7 +51,7 @@ lint:
 bench:
 	@$(SETUP) run test
 	@$(INSTALLER) prepare
-	$(PYTHON) -m tests.bench
+	$(PYTHON) -m tests.bench $(BENCH)
 
 install: guest
 	@$(INSTALLER) install --prefix '$(PREFIX)' --user '$(RUN_AS)'

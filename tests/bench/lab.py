@@ -19,7 +19,7 @@ from shim.config import GuestConfig
 from shim.sandbox import guestfiles
 from tests.bench.bare import BareGuest
 from tests.framework import ociimage
-from tests.framework.containerd import ROOT, Containerd, write_launcher
+from tests.framework.containerd import ROOT, Containerd, binary, write_launcher
 from tests.framework.hako import Hako
 
 if TYPE_CHECKING:
@@ -122,7 +122,7 @@ class Lab:
     @cached_property
     def default_spec(self) -> str:
         """The spec that ctr would write, as JSON."""
-        return subprocess.run(["ctr", "oci", "spec"], check=True, capture_output=True, text=True, timeout=20).stdout
+        return subprocess.run([binary("ctr"), "oci", "spec"], check=True, capture_output=True, text=True, timeout=20).stdout
 
     @cached_property
     def floor_image(self) -> str:
