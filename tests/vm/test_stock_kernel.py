@@ -94,11 +94,12 @@ def box(hako: Hako, filters: Path) -> str:
 
 
 def test_a_container_runs_on_this_kernel(hako: Hako, kernel: str, tmp_path: Path) -> None:
-    """Image, volume, output and status; the kernel is the one that build.py named."""
-    (tmp_path / "file").write_text("from the host")
-    script = "uname -r; cat /data/file; exit 4"
+    """Image, volume, output of more than one packet, status; the kernel is the one that build.py named."""
+    (tmp_path / "file").write_text("from the host\n")
+    script = "uname -r; cat /data/file; seq 20000; exit 4"
     done = hako.run("run", "--rm", "--network", "none", "-v", f"{tmp_path}:/data", hako.image, "sh", "-c", script)
-    assert (done.stdout, done.returncode) == (f"{guests.build(kernel)['version']}\nfrom the host", 4), done.stderr
+    numbers = "".join(f"{number}\n" for number in range(1, 20001))
+    assert (done.stdout, done.returncode) == (f"{guests.build(kernel)['version']}\nfrom the host\n{numbers}", 4), done.stderr
 
 
 def test_nft(hako: Hako, box: str) -> None:
