@@ -218,7 +218,9 @@ class QemuVm:
         except (Unavailable, QmpError) as exc:
             status = self._child.wait(0.2)  # what QEMU says of a stream that it refuses comes with its end
             stderr = self._child.stderr_tail()
-            raise BootError("restore", str(exc), vmm_stderr=stderr, killed=status == -signal.SIGKILL) from exc
+            killed = status == -signal.SIGKILL
+            reason = f"QEMU {process.describe_status(status)}" if killed else str(exc)
+            raise BootError("restore", reason, vmm_stderr=stderr, killed=killed) from exc
         return self
 
     def plug(self, device: Nic | Disk) -> Plugged:
