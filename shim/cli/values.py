@@ -19,6 +19,8 @@ _NAME_FIRST = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ012
 _NAME_REST = _NAME_FIRST | frozenset("_.-")
 _SIZE_UNITS = {"b": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 _PROPAGATION = frozenset(("private", "rprivate", "slave", "rslave", "shared", "rshared"))
+# What takes away a confinement that the guest does not have.
+NOT_HERE = (("label", "disable"), ("apparmor", "unconfined"))
 MEMORY_MINIMUM = 6 << 20  # Docker's: below it nothing starts
 
 
@@ -158,6 +160,8 @@ def security(options: Iterable[str]) -> tuple[str, bool]:
             seccomp = value if value == "unconfined" else os.path.abspath(value)
         elif key == "no-new-privileges" and value in ("", "true", "false"):
             no_new_privileges = value != "false"
+        elif (key, value) in NOT_HERE:
+            pass
         else:
             raise UsageError(
                 f"--security-opt {option}: not known",
@@ -178,7 +182,7 @@ def _lines(file: str) -> list[str]:
 
 def _set(found: dict[str, str], text: str, own: Mapping[str, str], where: str) -> None:
     key, equals, value = text.partition("=")
-    if not key or any(character.isspace() for character in key) or "\0" in text:
+    if not key or (where != "-e" and any(character.isspace() for character in key)) or "\0" in text:
         raise UsageError(f"{where}: not a variable: {text!r}", hint="KEY=VALUE, or KEY alone to pass your own")
     if equals:
         found[key] = value

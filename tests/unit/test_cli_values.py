@@ -128,7 +128,8 @@ def test_security_options() -> None:
     assert values.security(["seccomp=unconfined", "no-new-privileges"]) == ("unconfined", True)
     assert values.security(["seccomp=/etc/p.json"])[0] == "/etc/p.json"
     assert values.security(["seccomp:unconfined"])[0] == "unconfined"
-    for option in ("apparmor=x", "seccomp", "label=disable", "no-new-privileges=x"):
+    assert values.security(["label=disable", "apparmor=unconfined"]) == ("", False)
+    for option in ("apparmor=x", "seccomp", "label=type:x", "no-new-privileges=x"):
         with pytest.raises(UsageError):
             values.security([option])
 
