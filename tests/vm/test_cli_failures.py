@@ -280,7 +280,7 @@ def test_a_full_cache(hako: Secluded) -> None:
 
 
 @pytest.mark.parametrize("part", PARTS)
-@pytest.mark.parametrize("moment", [0.0, 0.4, 0.7, 0.9])
+@pytest.mark.parametrize("moment", [0.0, 0.5, 0.9])
 def test_a_part_that_dies_during_the_boot(hako: Secluded, usual: Usual, tmp_path: Path, part: str, moment: float) -> None:
     """Killed as soon as it is there, or after this part of the usual time: a message that names it, at once."""
     environment = hako.environment | {"HAKO_CONFIG": _configured(hako, tmp_path, factory__template=False)}
@@ -290,7 +290,7 @@ def test_a_part_that_dies_during_the_boot(hako: Secluded, usual: Usual, tmp_path
 
 
 @pytest.mark.parametrize("part", PARTS)
-@pytest.mark.parametrize("moment", [0.0, 0.5, 0.8])
+@pytest.mark.parametrize("moment", [0.0, 0.6])
 def test_a_part_that_dies_during_a_start_from_a_template(hako: Secluded, usual: Usual, part: str, moment: float) -> None:
     """The same; or the pod boots, and the template is none the worse for it; or it came too late."""
     _told(part, *_killed_in(hako, part, usual.template * moment, hako.environment))
@@ -365,11 +365,13 @@ def test_a_pod_that_dies_with_its_network(hako: Secluded) -> None:
 
 
 def test_a_guest_that_hangs(hako: Secluded) -> None:
-    """exec is an error within its deadline, and `rm -f` takes the container away all the same."""
+    """exec is an error within its deadline, and `rm -f` takes the container away all the same, both at once here."""
     hako.detached("--name", "hung", hako.image, "sleep", "600")
     _kill(hako, QEMU, signal.SIGSTOP)
-    _refused(hako.run("exec", "hung", "true"), "connect to the guest: vsock port 1027: no answer")
+    hopeless = hako.popen("exec", "hung", "true")
     hako.run("rm", "-f", "hung", check=True)
+    _, err = hopeless.communicate(timeout=60)
+    assert hopeless.returncode == 125 and "hako: " in err, err
     hako.assert_nothing_left()
 
 
