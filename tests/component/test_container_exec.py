@@ -143,7 +143,7 @@ def test_many_in_a_row_leave_nothing() -> None:
         return before, guest.open_files(), list(container.processes)
 
     before, after, left = in_guest(body)
-    assert (after, left) == (before, [])
+    assert after <= before and left == []  # the first one's may still be on their way out at the first look
 
 
 def test_ids_are_unique() -> None:

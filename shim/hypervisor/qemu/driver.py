@@ -216,7 +216,8 @@ class QemuVm:
             self._plugs.pod(share, vsock, nics)
             self._qmp.execute("cont")
         except (Unavailable, QmpError) as exc:
-            status = self._child.wait(0.2)  # what QEMU says of a stream that it refuses comes with its end
+            # What QEMU says of a stream that it refuses comes with its end; and that comes when its memory is gone.
+            status = self._child.wait(1.0 if isinstance(exc, Unavailable) else 0.2)
             stderr = self._child.stderr_tail()
             killed = status == -signal.SIGKILL
             reason = f"QEMU {process.describe_status(status)}" if killed else str(exc)
