@@ -102,6 +102,15 @@ def test_a_container_runs_on_this_kernel(hako: Hako, kernel: str, tmp_path: Path
     assert (done.stdout, done.returncode) == (f"{guests.build(kernel)['version']}\nfrom the host\n{numbers}", 4), done.stderr
 
 
+def test_a_root_on_a_disk(hako: Hako, tmp_path: Path) -> None:
+    """Without a shared file system: the disk is found, erofs and overlay are there (as modules, on this kernel)."""
+    settings = tmp_path / "none.toml"
+    settings.write_text((hako.directory / "hako.toml").read_text() + '[share]\nshared_fs = "none"\n')
+    script = "echo x > /bin/new; cat /bin/new; grep -c virtiofs /proc/mounts"
+    words = ("run", "--rm", "--network", "none", hako.image, "sh", "-c", script)
+    assert hako.run(*words, HAKO_CONFIG=str(settings)).stdout == "x\n0\n"
+
+
 def test_nft(hako: Hako, box: str) -> None:
     """Filter, connection tracking, limit, sets and NAT in a container's own network namespace."""
     done = hako.run("exec", box, "nft", "-f", "/rules")
