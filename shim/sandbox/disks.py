@@ -24,6 +24,7 @@ from shim.sandbox.layers import Device
 from shim.sandbox.placement import Placed, Wanted
 from shim.share import copies, erofs
 from shim.share.tree import GUEST_ROOT
+from shim.trace import Span
 
 if TYPE_CHECKING:
     from shim.agent_client import AgentClient
@@ -103,7 +104,8 @@ class DiskFiles:
             key = layers.key(found)
         except OSError as exc:
             raise HakoError(exc.strerror or str(exc), step=erofs.STEP, object=exc.filename or wanted.rootfs) from exc
-        image = erofs.packed(wanted.rootfs, key, self._config.packed_images)
+        with Span("pack", wanted.container_id):
+            image = erofs.packed(wanted.rootfs, key, self._config.packed_images)
         try:
             name = key or f"own-{wanted.container_id}"
             return self._disk(wanted.container_id, name, f"/proc/self/fd/{image}", Device("", "erofs", ("ro",)))
@@ -121,7 +123,8 @@ class DiskFiles:
         with self._lock:
             held = self._held.get(name)
             if held is None:
-                plugged = self._vm.plug(Disk(path, device.read_only, os.path.basename(name)[:SERIAL]))
+                with Span("plug", container_id):
+                    plugged = self._vm.plug(Disk(path, device.read_only, os.path.basename(name)[:SERIAL]))
                 held = self._held[name] = _Held(plugged, device)
             if held.read_only and not device.read_only:
                 raise Unsupported("another container of the pod has it read-only", step="plug a disk", object=path)
@@ -144,8 +147,9 @@ class DiskFiles:
         except copies.NotCopied as exc:
             remedy = "a device is plugged where the mount has its file system's type"
             raise volumes.refused(volume, f"{exc.object} {exc.message}", remedy) from exc
-        for entry in entries:
-            self._copy(f"{place}/{entry.path}" if entry.path else place, entry)
+        with Span(f"copy {volume.destination}", container_id):
+            for entry in entries:
+                self._copy(f"{place}/{entry.path}" if entry.path else place, entry)
         return place, []
 
     def _copy(self, path: str, entry: copies.Entry) -> None:

@@ -14,7 +14,7 @@ import pytest
 
 from tests.framework import containerd
 from tests.framework.containerd import HAKO, Containerd
-from tests.framework.hako import Hako, installation
+from tests.framework.hako import Hako, Secluded, installation, secluded
 from tests.framework.ociimage import REFERENCE
 
 pytestmark = [
@@ -124,6 +124,49 @@ def test_nothing_is_left_of_what_was_killed(hako: Hako) -> None:
         os.kill(pid, signal.SIGKILL)
         hako.run("rm", "-f", name)
         hako.assert_nothing_left()
+
+
+@pytest.fixture(scope="module")
+def room() -> Iterator[Secluded]:
+    """A user of hako whose every process, mount and file is known."""
+    with secluded(SETTINGS) as room:
+        yield room
+
+
+@pytest.fixture
+def large(tmp_path: Path) -> Path:
+    """A root filesystem that takes a while to be packed."""
+    tmp_path.chmod(0o755)
+    (tmp_path / "bin").mkdir()
+    shutil.copy("/bin/busybox", tmp_path / "bin/true")
+    for number in range(20_000):
+        (tmp_path / f"file{number}").write_bytes(b"x" * 5000)
+    return tmp_path
+
+
+@pytest.mark.parametrize(("victim", "words"), [("mkfs.erofs", "mkfs.erofs"), ("containerd-shim-hako-v2", "killed")])
+def test_killed_while_a_root_is_packed(room: Secluded, large: Path, victim: str, words: str) -> None:
+    """The packer, or the pod's process: it is told, and nothing is left; no half of an image either."""
+    with room.popen("run", "--rm", *NONE, "--rootfs", str(large), "/bin/true") as running:
+        room.wait_for_process("mkfs.erofs")
+        room.kill(victim)
+        _, said = running.communicate(timeout=60)
+    assert running.returncode == 125 and words in said, said
+    room.remove_everything()
+    room.assert_nothing_left()
+
+
+def test_no_port_is_left(room: Secluded, tmp_path: Path) -> None:
+    """A clone's vsock device takes the only one: the container is refused, with the setting that helps."""
+    config = tmp_path / "ports.toml"
+    text = Path(room.environment["HAKO_CONFIG"]).read_text()
+    config.write_text(text.replace("[hypervisor]\n", "[hypervisor]\nhotplug_ports = 1\n"))
+    environment = {"HAKO_CONFIG": str(config)}
+    room.run("factory", "init", check=True, **environment)
+    done = room.run("run", "--rm", *NONE, room.image, "true", **environment)
+    room.run("factory", "destroy", check=True, **environment)
+    assert done.returncode == 125
+    assert "all 1 hot-plug ports are in use" in done.stderr and "hotplug_ports" in done.stderr, done.stderr
 
 
 class Engine(Containerd):
