@@ -161,10 +161,9 @@ def test_no_port_is_left(room: Secluded, tmp_path: Path) -> None:
     config = tmp_path / "ports.toml"
     text = Path(room.environment["HAKO_CONFIG"]).read_text()
     config.write_text(text.replace("[hypervisor]\n", "[hypervisor]\nhotplug_ports = 1\n"))
-    environment = {"HAKO_CONFIG": str(config)}
-    room.run("factory", "init", check=True, **environment)
-    done = room.run("run", "--rm", *NONE, room.image, "true", **environment)
-    room.run("factory", "destroy", check=True, **environment)
+    room.run("factory", "init", check=True, HAKO_CONFIG=str(config))
+    done = room.run("run", "--rm", *NONE, room.image, "true", HAKO_CONFIG=str(config))
+    room.run("factory", "destroy", check=True, HAKO_CONFIG=str(config))
     assert done.returncode == 125
     assert "all 1 hot-plug ports are in use" in done.stderr and "hotplug_ports" in done.stderr, done.stderr
 
