@@ -14,7 +14,7 @@ import sys
 import time
 from typing import TYPE_CHECKING
 
-from shim import answers, paths, process
+from shim import answers, process
 from shim import config as configuration
 from shim.errors import HakoError
 from shim.hypervisor import host
@@ -134,7 +134,7 @@ def main() -> int:
 
     with open(0, "rb") as stream:
         config = msgspec.json.decode(stream.read(), type=configuration.Config)
-    os.chdir(paths.cache_root())
+    os.chdir("/")
     try:
         build(config, shape(config), wait=False)
     except (HakoError, OSError):

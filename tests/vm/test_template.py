@@ -1,7 +1,7 @@
 """Pods out of a template: made once, used by all, never two alike, and a pod boots where there is none.
 
 Each test has a cache of its own, whose kernel and image are the ones of everybody. HAKO_TEST_CLONES is the number of
-clones that are compared (default 12; ten live at a time).
+clones that are compared (default 12; ten live at a time), HAKO_TEST_CYCLES of pods that may leave nothing (default 8).
 """
 
 from __future__ import annotations
@@ -26,7 +26,9 @@ pytestmark = [
 ]
 NONE = ("--network", "none")
 CLONES = int(os.environ.get("HAKO_TEST_CLONES", "12"))
+CYCLES = int(os.environ.get("HAKO_TEST_CYCLES", "8"))
 ALIVE = 10
+SECONDS_EACH = 15  # for a pod, where others keep the machine busy
 
 
 @pytest.fixture
@@ -95,6 +97,7 @@ def test_the_first_pod_boots_and_makes_the_template(hako: Hako) -> None:
     assert _keys(hako) == [_status(hako)["wanted"]]
 
 
+@pytest.mark.timeout(120 + SECONDS_EACH * CLONES)
 def test_no_two_clones_are_alike(hako: Hako) -> None:
     """Random numbers, UUIDs, boot ids and the addresses of new processes: all differ, from the first moment."""
     hako.run("factory", "init", check=True)
@@ -224,12 +227,13 @@ def test_nobody_but_root_reads_a_template(hako: Hako) -> None:
     assert "Permission denied" in found.stderr
 
 
+@pytest.mark.timeout(120 + SECONDS_EACH * CYCLES)
 def test_clones_leave_nothing_behind(hako: Hako) -> None:
     """HAKO_TEST_CYCLES pods later there are the same mounts, processes, templates and files as before."""
     hako.run("factory", "init", check=True)
     assert hako.run("run", "--rm", *NONE, hako.image, "true").returncode == 0
     before = _inventory(hako)
-    for _ in range(int(os.environ.get("HAKO_TEST_CYCLES", "8"))):
+    for _ in range(CYCLES):
         assert hako.run("run", "--rm", *NONE, hako.image, "true").returncode == 0
     hako.assert_nothing_left()
     deadline = time.monotonic() + 20
