@@ -57,7 +57,11 @@ class Room:
         proc = f"/proc/{self._init}"
         self.proc = Path(f"{proc}/root/proc")
         spaces = ["--pid", "--net", "--mount", "--cgroup", f"--root={proc}/root", f"--wd={proc}/root"]
-        self.enter = ["/usr/bin/nsenter", f"--target={self._init}", *spaces, "--"]
+        # With nsdelegate, as systemd mounts version 2, who enters the namespace can only move what is in its cgroups.
+        unified = [root / f"hako-test-{name}/cgroup.procs" for root, mount in _hierarchies().items() if "cgroup2" in mount]
+        join = "".join(f"echo $$ > {path}; " for path in unified)
+        nsenter = ["/usr/bin/nsenter", f"--target={self._init}", *spaces, "--"]
+        self.enter = ["/bin/sh", "-ec", f'{join} exec "$@"', "sh", *nsenter]
 
     def run(self, *words: str) -> str:
         """A command's output."""

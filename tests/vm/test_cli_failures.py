@@ -312,6 +312,8 @@ def _killed_in(hako: Secluded, part: str, seconds: float, environment: dict[str,
     time.sleep(max(0.0, begin + seconds - time.monotonic()))
     while not _kill(hako, part) and client.poll() is None:  # in the moment of an execve it has no name
         pass
+    time.sleep(0.1)
+    _kill(hako, part)  # the first may have been about to end, like the `start` that makes the pod's process
     killed = time.monotonic()
     out, err = client.communicate(timeout=60)
     assert time.monotonic() - killed < 20, "it was told only at a deadline"
