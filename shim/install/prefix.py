@@ -21,12 +21,14 @@ import json
 import os
 import pwd
 import shutil
+import time
 from typing import Any, NamedTuple
 
 from shim import paths, process
 from shim.errors import HakoError
 from shim.install import launcher, libraries
 
+POOL_TIMEOUT = 10.0
 SYSTEM_PREFIXES = ("/usr", "/usr/local")
 CONFIGURATION = "configuration.toml"
 MANIFEST = "install.json"
@@ -84,6 +86,7 @@ def uninstall(place: Target, *, keep_cache: bool) -> list[str]:
     if not os.path.exists(os.path.join(place.home, MANIFEST)):
         raise HakoError("hako is not installed there", step="uninstall", object=place.prefix)
     _refuse_while_used()
+    _end_pool(place)
     record, left = _read_manifest(place), []
     for command in launcher.COMMANDS:
         _unlink(os.path.join(place.bin, command))
@@ -202,6 +205,24 @@ def _refuse_while_used() -> None:
             step="uninstall",
             hint="hako rm -f $(hako list -aq), and remove containerd's",
         )
+
+
+def _end_pool(place: Target) -> None:
+    """VMs that wait for pods end with the process that keeps them, which has the code in memory."""
+    shim = os.path.join(place.bin, "containerd-shim-hako-v2")
+    if not os.path.isdir(paths.spares_root()) or not os.access(shim, os.X_OK):
+        return
+    try:
+        process.run([shim, "-id", "end", "pool"], POOL_TIMEOUT, env={**process.ENVIRONMENT, **_places()})
+    except HakoError:  # what does not run can be taken away all the same
+        return
+    deadline = time.monotonic() + POOL_TIMEOUT
+    while os.path.isdir(paths.spares_root()) and time.monotonic() < deadline:
+        time.sleep(0.05)
+
+
+def _places() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if name.startswith("HAKO_")}
 
 
 def _entries(directory: str) -> list[str]:
