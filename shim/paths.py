@@ -4,7 +4,7 @@
     /run/hako/s/HASH                    its ttrpc socket; HASH: 40 hex digits of namespace and id,
     /run/hako/s/HASH.d/                 its daemons' sockets   because a socket's path is limited
     /run/hako/pool/NAME/                a VM that waits for a pod, or has got one (shim/sandbox/spare.py)
-    /var/cache/hako/{kernel,image,oci,probe,template,tools}
+    /var/cache/hako/{kernel,image,oci,probe,seccomp,template,tools}
     /etc/hako/configuration.toml        then PREFIX/lib/hako/configuration.toml
 
 HAKO_STATE_DIR, HAKO_CACHE_DIR and HAKO_CONFIG move them (tests, private runs). All functions return absolute

@@ -22,7 +22,7 @@ from agent.api import agent_pb2, oci_pb2
 from shim import errors
 from shim.oci import mounts, translate
 from shim.oci import spec as oci
-from shim.sandbox import layers
+from shim.sandbox import layers, profiles
 from shim.sandbox.hostside import HostSide, Request
 from shim.sandbox.placement import Files, Placed, Wanted
 from shim.sandbox.process import KILLED, Exit, GuestProcess
@@ -161,6 +161,8 @@ class Container:
                 raise
             self._await_stub(relay)
             self._created(relay)
+            if self._home.config.factory.pool:
+                _in_thread(lambda: profiles.note(guest_spec.Linux.Seccomp.SerializeToString()))
             return self.init.pid
 
     def _await_stub(self, relay: Relay | RpcRelay) -> None:

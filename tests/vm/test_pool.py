@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,7 +13,10 @@ from typing import Any
 
 import pytest
 
+from shim.sandbox import profiles
+from tests.framework.containerd import HAKO, Containerd, guest_config, short_directory
 from tests.framework.hako import Hako, installation
+from tests.framework.ociimage import REFERENCE
 
 pytestmark = [
     pytest.mark.vm,
@@ -143,6 +147,46 @@ def test_nothing_is_left_of_a_forkserver_that_is_killed(hako: Hako) -> None:
     os.kill(pod, signal.SIGKILL)
     hako.run("rm", "-f", name, check=True)
     hako.assert_nothing_left()
+
+
+@pytest.mark.engine
+def test_an_engines_pods_get_them() -> None:
+    """containerd's first pod begins the pool, and a later one gets a VM of it: its output, status and end are as ever."""
+    with short_directory() as directory:
+        environment = guest_config(directory)
+        with Path(environment["HAKO_CONFIG"]).open("a") as file:
+            file.write(POOL)
+        with Containerd(directory, environment) as engine:
+            engine.import_busybox()
+
+            def order(word: str) -> list[dict[str, Any]]:
+                argv = [str(engine.bin_dir / "containerd-shim-hako-v2"), "-id", word, "pool"]
+                done = subprocess.run(argv, env=engine.environment, capture_output=True, timeout=30, check=True)
+                return list(json.loads(done.stdout))
+
+            try:
+                first, second = engine.unique("p1"), engine.unique("p2")
+                engine.ctr("run", "-d", "--runtime", HAKO, REFERENCE, first, "sleep", "1000")
+                _until("a full pool", lambda: any(len(pool["ready"]) == SIZE for pool in order("status")))
+                command = ("sh", "-c", "echo hello; exit 3")
+                said = engine.ctr("run", "--rm", "--runtime", HAKO, REFERENCE, second, *command, check=False)
+                assert (said.stdout, said.returncode) == (b"hello\n", 3)
+                assert order("status")[0]["hits"] == 1
+            finally:
+                order("end")
+
+
+def test_seccomp_profiles_are_compiled_in_advance(hako: Hako) -> None:
+    """That of the last container is known to the next VM; what it forbids is forbidden."""
+    hako.run("run", "--rm", "--network", "none", hako.image, "true", check=True)
+    _until("the profile is kept", lambda: profiles.lately())
+    _until_full(hako)
+    first = hako.detached(hako.image, "sleep", "1000")
+    _until_full(hako)  # the VM that comes now was made after it
+    name = hako.detached(hako.image, "sleep", "1000")
+    assert "fit" in _steps(hako, first) and "fit" in _steps(hako, name)
+    assert hako.run("exec", name, "grep", "Seccomp:", "/proc/self/status", check=True).stdout.split() == ["Seccomp:", "2"]
+    assert hako.run("exec", name, "unshare", "-n", "true").returncode != 0
 
 
 def test_the_pool_is_ended(hako: Hako) -> None:
