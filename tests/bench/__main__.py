@@ -1,6 +1,6 @@
 """The command: `python -m tests.bench [--rounds N] [--only PATTERN] [--pods N] [--out DIR]`.
 
-Owns: options, order (interleaved groups, then memory, then scale), files. As root, on a machine that is not busy.
+Owns: options, order (interleaved groups, then pool, memory, scale), files. As root, on a machine that is not busy.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from shim.errors import HakoError
-from tests.bench import catalogue, footprint, machine, scale
+from tests.bench import catalogue, footprint, machine, pool, scale
 from tests.bench.lab import COLD, TEMPLATE, Lab
 from tests.bench.measure import adopt_orphans
 from tests.bench.plot import svg
@@ -103,6 +103,10 @@ def measure(lab: Lab, options: argparse.Namespace) -> Outcome:
         say(f"{group.name} is set up")
     interleave(subjects, options.rounds, samples, say)
     rows = [row for group in groups for row in group.rows]
+    if catalogue.POOL in options.groups:
+        say("pool")
+        pool.measure(lab, samples, options.rounds)
+        rows += pool.ROWS
     if catalogue.MEMORY in options.groups:
         say("memory")
         figures += footprint.figures(lab)

@@ -1,6 +1,6 @@
 """The groups of the bench, in the order of a round: what each opens and which rows are made of it.
 
-Owns: that list. Groups that are not interleaved (memory, scale) are in `__main__`, since they have their own order.
+Owns: that list. Groups that are not interleaved (pool, memory, scale) are in `__main__`, since they have their own order.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ GROUPS = [
     Group("files", files.open_group, files.ROWS),
     Group("disks", disks.open_group, disks.ROWS),
 ]
-MEMORY, SCALE = "memory", "scale"
-ALL = [*(group.name for group in GROUPS), MEMORY, SCALE]
+POOL, MEMORY, SCALE = "pool", "memory", "scale"
+ALL = [*(group.name for group in GROUPS), POOL, MEMORY, SCALE]
 
 
 def chosen(names: list[str]) -> list[Group]:
