@@ -72,10 +72,9 @@ class Spare:
         self._family: list[int] = []
 
     def settle(self) -> None:
-        """It is made: find all of its processes, which from now on are as important as others."""
-        known = [entry["pid"] for entry in self._store.state["processes"]]
-        self._family = process.families(known)
-        for pid in (os.getpid(), *self._family):
+        """It is made: find all of its processes, which are all children of ours, and from now on as important as others."""
+        ourselves, *self._family = process.families([os.getpid()])
+        for pid in (ourselves, *self._family):
             _renice(pid, NORMAL)
 
     def unfit(self, config: Config, key: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -13,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from shim.hypervisor import vsock
 from shim.sandbox import profiles
 from tests.framework.containerd import HAKO, Containerd, guest_config, short_directory
 from tests.framework.hako import Hako, installation
@@ -62,6 +64,16 @@ def _vmms(hako: Hako) -> list[int]:
     return [pid for pid, command in hako.processes() if "qemu-system" in command and "-name hako-" in command]
 
 
+def _in_cgroup(hako: Hako, cgroup: str) -> dict[int, str]:
+    """Command lines of our processes there."""
+    found = {}
+    for pid, command in hako.processes():
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it has just ended
+            if cgroup in Path(f"/proc/{pid}/cgroup").read_text():
+                found[pid] = command
+    return found
+
+
 def _steps(hako: Hako, name: str) -> str:
     return hako.run("trace", name, check=True).stdout
 
@@ -104,8 +116,11 @@ def test_what_a_pod_has_of_its_own(hako: Hako) -> None:
     assert int(said[2]) > 400 << 10, "256 MiB and 256 MiB plugged"
     (directory,) = [path for path in (hako.state / "pool").iterdir() if (path / "share" / name).exists()]
     assert [path.name for path in (directory / "share").iterdir()] == [name]
-    cgroups = [Path(f"/proc/{pid}/cgroup").read_text() for pid in _vmms(hako)]
-    assert sum(f"hako_{name}" in text for text in cgroups) == 1, "the VM is in the pod's cgroup"
+    pods = _in_cgroup(hako, f"hako_{name}")
+    programs = ["qemu-system", "/virtiofsd ", *([] if vsock.kernel_has_vsock() else ["vhost-device-vsock "])]
+    for program in programs:
+        assert any(program in command for command in pods.values()), f"{program} is not in the pod's cgroup: {pods}"
+    assert {os.getpriority(os.PRIO_PROCESS, pid) for pid in pods} == {0}, "they are as important as others"
 
 
 def test_a_pod_that_none_fits(hako: Hako) -> None:
