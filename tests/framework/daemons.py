@@ -20,7 +20,8 @@ _REMEDY = {
 def find(kind: str) -> str | None:
     """The daemon's path on this machine."""
     if kind == "c":
-        return C_DAEMON if os.access(C_DAEMON, os.X_OK) else None
+        # Debian 13 has a link to the Rust one there.
+        return C_DAEMON if os.access(C_DAEMON, os.X_OK) and virtiofsd.kind_of(C_DAEMON) == "c" else None
     places = tuple(place for place in virtiofsd.PLACES if place != C_DAEMON)
     return tools.find("virtiofsd-rust", places)
 
