@@ -82,10 +82,17 @@ def _end_unused(socket_path: str, container_id: str) -> None:
 
     try:
         remote.shut_down(socket_path, container_id, DEADLINE)
-    except ConnectionRefusedError:  # it was killed
-        os.unlink(socket_path)
     except (RpcError, OSError) as exc:
         os.write(2, f"end the process of {container_id}: {exc}\n".encode())
+    if not remote.answers(socket_path):  # it has ended by itself, or was killed, before or just now
+        _unlink(socket_path)
+
+
+def _unlink(path: str) -> None:
+    try:
+        os.unlink(path)
+    except FileNotFoundError:
+        pass
 
 
 def _unmount_rootfs(bundle: str) -> None:

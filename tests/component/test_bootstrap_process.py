@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import stat
 import subprocess
 import time
@@ -259,3 +260,15 @@ def test_delete_ends_a_process_without_a_task(shim: Shim) -> None:
     assert shim.delete("c1", bundle).exit_status == 137
     assert not path.exists()
     assert shim.delete("c1", bundle).exit_status == 137
+
+
+def test_delete_removes_the_socket_of_a_killed_process(shim: Shim) -> None:
+    """Nobody listens there any more, and nobody else would remove it."""
+    bundle = write_bundle(shim.directory / "b", ["true"])
+    address = shim.start("c1", bundle)
+    path = Path(address.removeprefix("unix://"))
+    pid = call(connect(address), "Connect", task_pb2.ConnectRequest(), task_pb2.ConnectResponse).shim_pid
+    os.kill(pid, signal.SIGKILL)
+    assert path.exists()
+    shim.delete("c1", bundle)
+    assert not path.exists()
