@@ -30,31 +30,13 @@ HEALTH = "grpc.Health"
 TRACE = "hako.Trace"
 POOL = "hako.Pool"
 
-_KINDS: dict[int, type[errors.HakoError]] = {
-    errors.NOT_FOUND: errors.NotFound,
-    errors.ALREADY_EXISTS: errors.AlreadyExists,
-    errors.FAILED_PRECONDITION: errors.WrongState,
-    errors.UNIMPLEMENTED: errors.Unsupported,
-    errors.UNAVAILABLE: errors.Unavailable,
-    errors.DEADLINE_EXCEEDED: errors.Timeout,
-}
-
 Reply = TypeVar("Reply", bound="Message")
-
-
-class AgentError(errors.HakoError):
-    """The agent refused, with its own code and its own words."""
-
-    def __init__(self, code: int, message: str) -> None:
-        super().__init__(message)
-        self.code = code
 
 
 def translated(exc: Exception, method: str) -> errors.HakoError:
     """An error of the connection or of the agent as ours."""
     if isinstance(exc, RpcError):
-        kind = _KINDS.get(exc.code)
-        return kind(exc.message) if kind else AgentError(exc.code, exc.message)
+        return errors.of_code(exc.code, exc.message)
     if isinstance(exc, TimeoutError):
         return errors.Timeout("the agent did not answer in time", step=f"agent {method}")
     return errors.Unavailable(f"the connection to the agent is closed: {exc}", step=f"agent {method}")

@@ -84,6 +84,16 @@ class Timeout(HakoError):
     code = DEADLINE_EXCEEDED
 
 
+def of_code(code: int, message: str) -> HakoError:
+    """What the other side of a call refused, as an error of ours with its code and its words."""
+    error = _KINDS.get(code, HakoError)(message)
+    error.code = code
+    return error
+
+
+_KINDS = {kind.code: kind for kind in (NotFound, AlreadyExists, WrongState, Unsupported, Unavailable, Timeout)}
+
+
 class InvalidSpec(HakoError):
     """A field of config.json or of a request is wrong; `field` is its path, such as `process.args[0]`."""
 

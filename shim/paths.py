@@ -53,6 +53,20 @@ def spare_dir(name: str) -> str:
     return os.path.join(spares_root(), _component(name))
 
 
+def pods() -> list[tuple[str, str]]:
+    """Namespace and id of every pod that has a state directory, in order; one that goes meanwhile may be missing."""
+    root = pods_root()
+    return [(namespace, sandbox) for namespace in entries(root) for sandbox in entries(os.path.join(root, namespace))]
+
+
+def entries(directory: str) -> list[str]:
+    """Names in a directory, sorted; none where it is not there."""
+    try:
+        return sorted(os.listdir(directory))
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+
+
 def socket_dir() -> str:
     """Directory of the pods' ttrpc sockets."""
     return os.path.join(state_root(), "s")

@@ -22,15 +22,6 @@ QUICK = 10.0  # seconds for calls that the pod process answers by itself
 SLOW = 300.0  # for those that wait for a VM to boot or a guest to act; their real limits are the configuration's
 PROCESS_TYPE = "types.containerd.io/opencontainers/runtime-spec/1/Process"
 
-_KINDS: dict[int, type[errors.HakoError]] = {
-    errors.NOT_FOUND: errors.NotFound,
-    errors.ALREADY_EXISTS: errors.AlreadyExists,
-    errors.FAILED_PRECONDITION: errors.WrongState,
-    errors.UNIMPLEMENTED: errors.Unsupported,
-    errors.UNAVAILABLE: errors.Unavailable,
-    errors.DEADLINE_EXCEEDED: errors.Timeout,
-}
-
 
 class Gone(errors.Unavailable):
     """The pod's process has ended; what was asked of it may or may not have been done."""
@@ -166,9 +157,7 @@ def _dial(path: str) -> Any:
 
 def _translated(exc: Exception, method: str) -> errors.HakoError:
     if isinstance(exc, RpcError):
-        error = _KINDS.get(exc.code, errors.HakoError)(exc.message)
-        error.code = exc.code
-        return error
+        return errors.of_code(exc.code, exc.message)
     return Gone("the container's process ended", step=method)
 
 

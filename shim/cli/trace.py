@@ -6,8 +6,6 @@ whoever asked for it.
 
 from __future__ import annotations
 
-import os
-
 from shim import paths
 from shim.cli.options import Option, UsageError
 from shim.errors import NotFound
@@ -121,18 +119,11 @@ def socket_of(word: str) -> str:
         wanted.add(registry.find(word).id)
     except NotFound:
         pass  # an engine's container
-    for namespace, sandbox_id in _pods():
+    for namespace, sandbox_id in paths.pods():
         state = store.read(paths.sandbox_dir(sandbox_id, namespace)) or {}
         if wanted & {sandbox_id, *state.get("containers", {})}:
             return paths.task_socket(sandbox_id, namespace)
     raise NotFound(f"no running container or sandbox: {word}", hint="hako list, or the engine's own list, shows them")
-
-
-def _pods() -> Iterator[tuple[str, str]]:
-    root = paths.pods_root()
-    for namespace in sorted(os.listdir(root)) if os.path.isdir(root) else ():
-        for sandbox_id in sorted(os.listdir(os.path.join(root, namespace))):
-            yield namespace, sandbox_id
 
 
 def _ask(path: str) -> trace_pb2.SpansResponse:

@@ -196,9 +196,8 @@ def _user_exists(user: str) -> bool:
 
 def _refuse_while_used() -> None:
     """Containers, running or kept, are the user's to remove: `hako run`'s by id, engines' pods by namespace and id."""
-    kept = set(_entries(os.path.join(paths.state_root(), "containers")))
-    for namespace in _entries(paths.pods_root()):
-        kept.update(_entries(os.path.join(paths.pods_root(), namespace)))
+    kept = set(paths.entries(os.path.join(paths.state_root(), "containers")))
+    kept.update(sandbox for _namespace, sandbox in paths.pods())
     if kept:
         raise HakoError(
             f"there are still containers: {', '.join(sorted(kept))}",
@@ -223,10 +222,6 @@ def _end_pool(place: Target) -> None:
 
 def _places() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if name.startswith("HAKO_")}
-
-
-def _entries(directory: str) -> list[str]:
-    return os.listdir(directory) if os.path.isdir(directory) else []
 
 
 def _remove_caches() -> list[str]:

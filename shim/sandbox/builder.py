@@ -224,15 +224,7 @@ class Building:
         way: Files = SharedFiles(tree) if tree is not None else DiskFiles(vm, agent, config.share, self._log)
         machine = RunningMachine(vm, agent, way, vsock, network, self._plan, config.agent.stdio, self._fate)
         marks.mark("connect")
-        request = self._sandbox_request(way.sandbox_storage())
-        if coming is not None:
-            clone.make_its_own(request)
-            coming.grow(agent, vm, self._plan)
-        agent.do("CreateSandbox", request)
-        marks.mark("sandbox")
-        network.configure(agent)
-        machine.learn_features(known=coming is not None)
-        marks.mark("configure")
+        self._make_sandbox(machine, network, coming, marks)
         how = "booted" if saved is None else f"from template {saved.template.key}"
         self._log("info", f"sandbox {self._plan.sandbox_id} is up, {how}, after {marks.line()}")
         if self._template_wanted:
@@ -253,18 +245,23 @@ class Building:
             spare.vm.plug(nic)
         marks.mark("network")
         machine = RunningMachine(spare.vm, spare.agent, spare.files, spare.vsock, network, self._plan, spare.stdio, self._fate)
-        request = self._sandbox_request(spare.files.sandbox_storage())
-        clone.make_its_own(request)
-        spare.clone.grow(spare.agent, spare.vm, self._plan)
-        spare.agent.do("CreateSandbox", request)
-        marks.mark("sandbox")
-        network.configure(spare.agent)
-        machine.learn_features(known=True)
-        marks.mark("configure")
+        self._make_sandbox(machine, network, spare.clone, marks)
         moved()
         marks.mark("cgroup")
         self._log("info", f"sandbox {self._plan.sandbox_id} is up, from the pool, after {marks.line()}")
         return machine
+
+    def _make_sandbox(self, machine: RunningMachine, network: Network, coming: clone.Clone | None, marks: Marks) -> None:
+        """The guest becomes this pod's: its own identity and size if it is a clone, the sandbox, the links."""
+        request = self._sandbox_request(machine.files.sandbox_storage())
+        if coming is not None:
+            clone.make_its_own(request)
+            coming.grow(machine.agent, machine.vm, self._plan)
+        machine.agent.do("CreateSandbox", request)
+        marks.mark("sandbox")
+        network.configure(machine.agent)
+        machine.learn_features(known=coming is not None)
+        marks.mark("configure")
 
     def _must_fit(self, spare: Spare) -> None:
         files = guestfiles.find(self._config.guest)

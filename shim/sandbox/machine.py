@@ -132,7 +132,7 @@ class RunningMachine:
         self.agent = agent
         self.files = files
         self.vcpus = plan.vcpus
-        self._vm = vm
+        self.vm = vm
         self._vsock = vsock
         self._network = network
         self._stdio = stdio
@@ -171,11 +171,11 @@ class RunningMachine:
     def agent_left(self) -> None:
         """The agent has hung up, which it does not do while it lives; the VM's own end tells more, so that comes first."""
         if not self._fate.wait(LAST_WORDS):
-            self._fate.end(f"the agent has closed its connection{last_words(self._vm.console_tail())}")
+            self._fate.end(f"the agent has closed its connection{last_words(self.vm.console_tail())}")
 
     def rescan_network(self) -> None:
         """Carry links that came since the boot into the machine."""
-        self._network.rescan(self._vm, self.agent)
+        self._network.rescan(self.vm, self.agent)
 
     def close(self) -> None:
         """End everything. Repeatable.
@@ -189,7 +189,7 @@ class RunningMachine:
 
     def _kill(self) -> None:
         try:
-            self._vm.stop(0)
+            self.vm.stop(0)
         except errors.HakoError:
             pass  # told by the second stop, which is the recipe's
 

@@ -140,17 +140,10 @@ def make(config: Config, log: Callable[[str, str], None]) -> Spare:
 
 def sweep() -> None:
     """Take away what processes left that were killed while they had one."""
-    for name in _names():
+    for name in paths.entries(paths.spares_root()):
         directory = paths.spare_dir(name)
         if not is_alive(directory):
             cleanup.clean_up(directory, "")
-
-
-def _names() -> list[str]:
-    try:
-        return os.listdir(paths.spares_root())
-    except FileNotFoundError:
-        return []
 
 
 class _Making(Building):

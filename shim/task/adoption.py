@@ -13,6 +13,7 @@ from shim import trace
 from shim.task import forkclient
 from shim.task.flags import Invocation
 from shim.task.options import Options
+from shim.task.podprocess import become_daemon
 
 if TYPE_CHECKING:
     from _socket import socket
@@ -34,8 +35,6 @@ def become_pod(
         caller.close()
     except BaseException:  # noqa: BLE001 - a forked child must not return into the parent's code
         os._exit(1)
-    from shim.task.bootstrap import become_daemon
-
     invocation, options = Invocation(), Options(*job["options"])
     for name, value in job["invocation"].items():
         setattr(invocation, name, value)

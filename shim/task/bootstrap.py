@@ -1,7 +1,7 @@
 """The binary containerd-shim-hako-v2: `start`, `delete`, -info and -v.
 
-Owns: what goes to stdout, becoming a daemon, the pod's socket and address files. Must not know: what the
-daemon does with the socket (daemon.py) or what cleaning up means (shim/sandbox/cleanup.py). Called by the
+Owns: what goes to stdout, the fork, the pod's socket and address files. Must not know: what the pod process
+does with the socket (podprocess.py) or what cleaning up means (shim/sandbox/cleanup.py). Called by the
 installed launcher through `main`. Imports almost nothing: `start` and `delete` are on the path of every
 container.
 
@@ -23,10 +23,8 @@ from shim.task import flags, forkclient
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
-    from typing import Any, NoReturn
+    from typing import Any
 
-    from shim.sandbox.spare import Spare
     from shim.task import options
 
 VERSION = "0.1.0"
@@ -137,6 +135,8 @@ def _spawn(listener: socket, path: str, invocation: flags.Invocation, sandbox_id
     waiting = forkclient.ask(_job(path, invocation, sandbox_id, bundle, given), listener)
     pid = waiting.pid if waiting is not None else os.fork()
     if pid == 0:
+        from shim.task.podprocess import become_daemon
+
         become_daemon(listener, path, invocation, sandbox_id, bundle, given)
     listener.close()
     _set_oom_score_adj(pid, score + 1)
@@ -157,52 +157,6 @@ def _job(path: str, invocation: flags.Invocation, sandbox_id: str, bundle: str, 
         "environment": dict(os.environ),
         "began": trace.process_began(),
     }
-
-
-def become_daemon(
-    listener: socket,
-    path: str,
-    invocation: flags.Invocation,
-    sandbox_id: str,
-    bundle: str,
-    given: options.Options,
-    spare: Spare | None = None,
-    started: Callable[[], None] | None = None,
-) -> NoReturn:
-    """In a forked child: cut off from the caller's descriptors, then the daemon until it ends. Never returns.
-
-    `spare` is a VM for the pod that is there already; `started` is called when the first container runs.
-    """
-    status = 1
-    try:
-        os.setsid()
-        os.chdir("/")
-        os.umask(0o022)
-        _redirect_stdio(bundle)
-        from shim.task import daemon
-
-        status = daemon.run(listener, path, invocation, sandbox_id, given, spare, started)
-    except BaseException as exc:  # noqa: BLE001 - a forked child must not return into the parent's code
-        import traceback
-
-        traceback.print_exception(exc)
-    finally:
-        os._exit(status)
-
-
-def _redirect_stdio(bundle: str) -> None:
-    """stdin and stdout to /dev/null, stderr to the bundle's log fifo: nothing of the caller's stays open."""
-    null = os.open(os.devnull, os.O_RDWR)
-    try:
-        # O_RDWR: no reader is needed now, none is missed when containerd restarts; O_NONBLOCK: a full one
-        # is dropped.
-        log = os.open(os.path.join(bundle, "log"), os.O_RDWR | os.O_NONBLOCK)
-    except OSError:
-        log = os.dup(null)
-    for source, target in ((null, 0), (null, 1), (log, 2)):
-        os.dup2(source, target)
-    os.close(null)
-    os.close(log)
 
 
 def _write_address(bundle: str, address: str) -> None:

@@ -89,7 +89,7 @@ def ensure(pool: int = 0, config_path: str = "") -> None:
 
     `config_path` is the configuration that was named for this process, "" if none was.
     """
-    if _is_there(pool) or (not pool and _pods() < 2):
+    if _is_there(pool) or (not pool and len(paths.pods()) < 2):
         return
     launcher = _launcher()
     if launcher:
@@ -162,8 +162,3 @@ def _is_served() -> bool:
         return sock.connect_ex(address()) == 0
     finally:
         sock.close()
-
-
-def _pods() -> int:
-    root = paths.pods_root()
-    return sum(len(os.listdir(os.path.join(root, namespace))) for namespace in os.listdir(root))

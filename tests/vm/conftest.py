@@ -12,6 +12,7 @@ import pytest
 
 from tests.framework import containerd, vm
 from tests.framework.containerd import Containerd
+from tests.framework.hako import Hako, installation
 
 RELEASES = ("containerd", "containerd2")
 
@@ -36,6 +37,13 @@ def engine(request: pytest.FixtureRequest) -> Iterator[Containerd]:
         yield engine
         engine.remove_everything()
         engine.assert_nothing_left()
+
+
+@pytest.fixture(scope="module")
+def hako() -> Iterator[Hako]:
+    """One user of hako for all tests of a module."""
+    with installation() as hako:
+        yield hako
 
 
 @pytest.fixture(scope="session")

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from tests.framework.hako import Hako, installation
+from tests.framework.hako import Hako
 from tests.framework.screen import Screen
 
 pytestmark = [
@@ -16,13 +16,6 @@ pytestmark = [
     pytest.mark.skipif(os.geteuid() != 0, reason="needs root: sudo make test"),
 ]
 NONE = ("--network", "none")
-
-
-@pytest.fixture(scope="module")
-def hako() -> Iterator[Hako]:
-    """One user of hako for all tests here."""
-    with installation() as hako:
-        yield hako
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.framework import images
-from tests.framework.hako import Hako, installation
+from tests.framework.hako import Hako
 from tests.framework.screen import Screen
 
 pytestmark = [
@@ -20,13 +20,6 @@ pytestmark = [
     pytest.mark.skipif(os.geteuid() != 0, reason="needs root: sudo make test"),
 ]
 NONE = ("--network", "none")
-
-
-@pytest.fixture(scope="module")
-def hako() -> Iterator[Hako]:
-    """One user of hako for all tests here."""
-    with installation() as hako:
-        yield hako
 
 
 @pytest.fixture(autouse=True)

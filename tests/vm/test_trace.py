@@ -3,19 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 
 import pytest
 
-from tests.framework.hako import Hako, installation
+from tests.framework.hako import Hako
 
 pytestmark = [pytest.mark.vm, pytest.mark.timeout(200)]
-
-
-@pytest.fixture(scope="module")
-def hako() -> Iterator[Hako]:
-    with installation() as made:
-        yield made
 
 
 def test_a_start_is_explained(hako: Hako) -> None:
