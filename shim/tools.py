@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import platform
 import shutil
 import sys
 from collections.abc import Iterator
@@ -28,7 +29,10 @@ KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"
 
 
 class Tool(NamedTuple):
-    """A program to fetch: `program` is its path inside the packages, `check` arguments that prove it runs."""
+    """A program to fetch: `program` is its path inside the packages, `check` arguments that prove it runs.
+
+    Of a suite of backports also what that is built for is there: packages that were not carried over.
+    """
 
     program: str
     packages: tuple[str, ...]
@@ -44,6 +48,12 @@ TOOLS = {
         "usr/libexec/virtiofsd",
         ("virtiofsd",),
         libraries=("libc6", "libgcc-s1", "libcap-ng0", "libseccomp2"),
+    ),
+    # What Debian 13 has; its firmware comes from the release. Needs no library that its predecessor does not.
+    "qemu10": Tool(
+        "usr/bin/qemu-system-x86_64",
+        ("qemu-system-x86", "qemu-system-common", "qemu-system-data", "seabios"),
+        suite="bookworm-backports",
     ),
     # The distribution's own package would start a registry on port 5000 when it is installed.
     "docker-registry": Tool("usr/bin/docker-registry", ("docker-registry",)),
@@ -66,6 +76,12 @@ def find(name: str, places: tuple[str, ...] = ()) -> str | None:
         if place and os.access(place, os.X_OK):
             return place
     return None
+
+
+def is_for_this_release(name: str) -> bool:
+    """False for what is a backport to another release of the distribution; the newer one has it itself."""
+    release, backports, _ = TOOLS[name].suite.partition("-backports")
+    return not backports or platform.freedesktop_os_release().get("VERSION_CODENAME") == release
 
 
 def ensure(name: str) -> str:
@@ -164,7 +180,7 @@ class Apt:
         archives = os.path.join(self.directory, "fetched")
         shutil.rmtree(archives, ignore_errors=True)
         os.makedirs(archives)
-        self._apt(["download", "-y", *packages], archives)
+        self._apt(["download", "-y", "-t", self._suite, *packages], archives)
         os.makedirs(target, exist_ok=True)
         for name in sorted(os.listdir(archives)):
             run(["dpkg-deb", "-x", os.path.join(archives, name), target], timeout=60)
@@ -191,10 +207,9 @@ class Apt:
     def _configure(self, source: Archive, *, check_date: bool) -> None:
         for name in ("lists/partial", "archives/partial"):
             os.makedirs(os.path.join(self.directory, name), exist_ok=True)
-        line = f"deb [signed-by={source.keyring}] {source.uri} {self._suite} main\n"
         for name, text in (
             ("apt.conf", configuration(self.directory, check_date=check_date)),
-            ("sources.list", line),
+            ("sources.list", sources(self._suite, source)),
             ("status", ""),
         ):
             with open(os.path.join(self.directory, name), "w", encoding="utf-8") as stream:
@@ -223,6 +238,12 @@ def configuration(directory: str, *, check_date: bool) -> str:
         "Acquire::Check-Valid-Until": "true" if check_date else "false",
     }
     return "".join(f'{name} "{value}";\n' for name, value in values.items())
+
+
+def sources(suite: str, source: Archive) -> str:
+    """sources.list for a suite, and for the release below it if it is one of backports; pure."""
+    suites = dict.fromkeys((suite, suite.removesuffix("-backports")))
+    return "".join(f"deb [signed-by={source.keyring}] {source.uri} {name} main\n" for name in suites)
 
 
 def archive() -> Archive:

@@ -25,7 +25,7 @@ BIN = os.path.join(ROOT, "build", "bin")
 BUILD_GUEST = os.path.join(ROOT, "guest-kernel", "build.py")
 VSOCK = "vhost-device-vsock"
 SHOWN = 'echo "Hello from container $(hostname), PID $$"; echo "kernel in the container  $(uname -r)"'
-TEST_TOOLS = ("containerd2", "virtiofsd-rust", "docker-registry")
+TEST_TOOLS = ("containerd2", "virtiofsd-rust", "docker-registry", "qemu10")
 KERNEL_TIMEOUT = 3 * 3600.0
 GUEST_TIMEOUT = 900.0
 
@@ -43,7 +43,7 @@ def prepare_tests() -> None:
     """What tests compare with and run beside; the tests of what cannot be had are skipped by name."""
     prepare()
     step("stock guest", lambda: _build("stock", GUEST_TIMEOUT, "--aside"))
-    for name in TEST_TOOLS:
+    for name in filter(tools.is_for_this_release, TEST_TOOLS):
         try:
             step(name, partial(tools.ensure, name))
         except HakoError as exc:

@@ -112,3 +112,11 @@ def test_a_clone_is_the_template_that_waits() -> None:
     assert argv.command(spec, fds, options, incoming=True) == [*template, "-S", "-incoming", "defer"]
     assert "memory-backend-file,mem-path=/proc/self/fd/30,id=ram,size=256M,share=on" in template
     assert template[template.index("-append") + 1].endswith(" agent.template=1")
+
+
+def test_firmware_of_a_qemu_elsewhere_is_beside_it() -> None:
+    """One that was unpacked must not find the firmware of the distribution's, which finds its own by itself."""
+    spec, fds, _ = CASES["minimal"]
+    words = argv.command(spec, fds, Options(binary="/opt/q10/usr/bin/qemu-system-x86_64"))
+    assert words[1:5] == ["-L", "/opt/q10/usr/share/qemu", "-L", "/opt/q10/usr/share/seabios"]
+    assert "-L" not in argv.command(spec, fds, Options())

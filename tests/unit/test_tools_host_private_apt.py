@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,22 @@ def test_expired_lists_are_taken_only_when_asked() -> None:
     text = tools.configuration("/private", check_date=False)
     assert 'Acquire::Check-Valid-Until "false";' in text
     assert "AllowUnauthenticated" not in text
+
+
+def test_backports_stand_on_their_release() -> None:
+    """Packages that were not carried over come from the release below; other suites stand alone."""
+    mirror = tools.Archive("http://mirror/debian", "/key")
+    assert tools.sources("sid", mirror) == "deb [signed-by=/key] http://mirror/debian sid main\n"
+    both = [line.split()[3] for line in tools.sources("bookworm-backports", mirror).splitlines()]
+    assert both == ["bookworm-backports", "bookworm"]
+
+
+@pytest.mark.parametrize(("codename", "wanted"), [("bookworm", True), ("trixie", False)])
+def test_backports_are_for_one_release(monkeypatch: pytest.MonkeyPatch, codename: str, wanted: bool) -> None:
+    """Debian 13 has QEMU 10 itself and must not get that of 12; tools of sid are for both."""
+    monkeypatch.setattr(platform, "freedesktop_os_release", lambda: {"VERSION_CODENAME": codename})
+    assert tools.is_for_this_release("qemu10") is wanted
+    assert tools.is_for_this_release("containerd2")
 
 
 def test_launcher_is_quoted() -> None:

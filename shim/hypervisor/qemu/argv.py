@@ -50,6 +50,7 @@ def command(spec: VmSpec, fds: Fds, options: Options, *, incoming: bool = False)
     bus = Bus(options.machine)
     return [
         options.binary,
+        *firmware(options),
         *identity(spec),
         *machine(spec, options),
         *processors(spec, options),
@@ -90,6 +91,15 @@ class Bus:
     def pci(self) -> bool:
         """Whether devices are on PCI."""
         return self._pci
+
+
+def firmware(options: Options) -> list[str]:
+    """Where a QEMU that is not the distribution's has its firmware: beside it.
+
+    Debian's looks below /usr wherever it was unpacked to (--disable-relocatable), and would find another version's.
+    """
+    prefix = options.binary.rpartition("/bin/")[0]
+    return [] if prefix in ("", "/usr") else ["-L", f"{prefix}/share/qemu", "-L", f"{prefix}/share/seabios"]
 
 
 def identity(spec: VmSpec) -> list[str]:
