@@ -286,8 +286,8 @@ class Containerd:
                 found.append((int(entry.name), command.replace(b"\0", b" ").decode(errors="replace")))
         return found
 
-    def assert_nothing_left(self, timeout: float = 10) -> None:
-        """Fail with a list of what is left after `timeout` seconds."""
+    def assert_nothing_left(self, timeout: float = 30) -> None:
+        """Fail with a list of what is left after `timeout` seconds: twice what a pod process waits that nobody gave a task (daemon.IDLE)."""
         deadline = time.monotonic() + timeout
         while (found := self.leftovers()) and time.monotonic() < deadline:
             time.sleep(0.1)
