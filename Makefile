@@ -11,12 +11,13 @@ PYTHON := .venv/bin/python
 SETUP := sh shim/install/setup.sh
 INSTALLER := $(PYTHON) -m shim.install
 
-.PHONY: help run setup guest kernel test test-trixie test-bookworm lint bench install uninstall clean
+.PHONY: help run setup guest kernel test test-cold test-trixie test-bookworm lint bench install uninstall clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo 'make run          install what is missing and run a command in a container in its own microVM'
 	@echo 'make test         all tests (TESTS=tests/unit for some)'
+	@echo 'make test-cold    the tests of whole pods again, without templates: every pod boots'
 	@echo 'make kernel       build our own guest kernel (minutes; cached); the distribution'"'"'s serves until then'
 	@echo 'make install      hako and containerd-shim-hako-v2 below PREFIX=$(PREFIX)'
 	@echo 'make uninstall    take everything away again (KEEP_CACHE=1 keeps what was built and fetched)'
@@ -43,6 +44,11 @@ test:
 	@$(SETUP) run test
 	@$(INSTALLER) prepare-tests
 	$(PYTHON) -m pytest $(TESTS)
+
+test-cold:
+	@$(SETUP) run test
+	@$(INSTALLER) prepare-tests
+	HAKO_TEST_COLD=1 $(PYTHON) -m pytest -m 'pods and not clones' tests/vm
 
 lint:
 	@$(SETUP) test

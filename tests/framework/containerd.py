@@ -287,7 +287,7 @@ class Containerd:
         return found
 
     def assert_nothing_left(self, timeout: float = 30) -> None:
-        """Fail with a list of what is left after `timeout` seconds: twice what a pod process waits that nobody gave a task (daemon.IDLE)."""
+        """Fail with a list of what is left after `timeout` seconds: more than a pod process waits for its first task (daemon.IDLE)."""
         deadline = time.monotonic() + timeout
         while (found := self.leftovers()) and time.monotonic() < deadline:
             time.sleep(0.1)

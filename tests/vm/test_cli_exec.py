@@ -13,6 +13,7 @@ from tests.framework.screen import Screen
 
 pytestmark = [
     pytest.mark.vm,
+    pytest.mark.pods,
     pytest.mark.skipif(os.geteuid() != 0, reason="needs root: sudo make test"),
 ]
 NONE = ("--network", "none")

@@ -26,6 +26,7 @@ from tests.framework.hako import Result, Secluded, new_cache, secluded
 
 pytestmark = [
     pytest.mark.vm,
+    pytest.mark.pods,
     pytest.mark.skipif(os.geteuid() != 0, reason="needs root: sudo make test"),
 ]
 NONE = ("--network", "none")
@@ -289,6 +290,7 @@ def test_a_part_that_dies_during_the_boot(hako: Secluded, usual: Usual, tmp_path
     _told(part, status, out, err)
 
 
+@pytest.mark.clones
 @pytest.mark.parametrize("part", PARTS)
 @pytest.mark.parametrize("moment", [0.0, 0.6])
 def test_a_part_that_dies_during_a_start_from_a_template(hako: Secluded, usual: Usual, part: str, moment: float) -> None:

@@ -23,6 +23,7 @@ from tests.framework.secluded import SecludedContainerd as Containerd
 
 pytestmark = [
     pytest.mark.vm,
+    pytest.mark.pods,
     pytest.mark.engine,
     pytest.mark.skipif(os.geteuid() != 0, reason="needs root: containerd, QEMU's taps"),
 ]

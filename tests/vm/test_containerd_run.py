@@ -21,6 +21,7 @@ from tests.framework.ptyrun import run_in_terminal
 
 pytestmark = [
     pytest.mark.vm,
+    pytest.mark.pods,
     pytest.mark.engine,
     pytest.mark.skipif(os.geteuid() != 0, reason="needs root: containerd, QEMU's taps"),
 ]

@@ -19,6 +19,7 @@ from tests.framework.ociimage import REFERENCE
 
 pytestmark = [
     pytest.mark.vm,
+    pytest.mark.pods,
     pytest.mark.skipif(os.geteuid() != 0, reason="needs root: sudo make test"),
     pytest.mark.skipif(shutil.which("mkfs.erofs") is None, reason="no mkfs.erofs: apt-get install erofs-utils"),
 ]
@@ -156,6 +157,7 @@ def test_killed_while_a_root_is_packed(room: Secluded, large: Path, victim: str,
     room.assert_nothing_left()
 
 
+@pytest.mark.clones
 def test_no_port_is_left(room: Secluded, tmp_path: Path) -> None:
     """A clone's vsock device takes the only one: the container is refused, with the setting that helps."""
     config = tmp_path / "ports.toml"

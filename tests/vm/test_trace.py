@@ -8,7 +8,7 @@ import pytest
 
 from tests.framework.hako import Hako
 
-pytestmark = [pytest.mark.vm, pytest.mark.timeout(200)]
+pytestmark = [pytest.mark.vm, pytest.mark.pods, pytest.mark.timeout(200)]
 
 
 def test_a_start_is_explained(hako: Hako) -> None:
