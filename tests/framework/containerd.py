@@ -287,7 +287,7 @@ class Containerd:
         return found
 
     def assert_nothing_left(self, timeout: float = 30) -> None:
-        """Fail with a list of what is left after `timeout` seconds: more than a pod process waits for its first task (daemon.IDLE)."""
+        """Fail with a list of what is left after `timeout` seconds: longer than daemon.IDLE, after which a pod process ends."""
         deadline = time.monotonic() + timeout
         while (found := self.leftovers()) and time.monotonic() < deadline:
             time.sleep(0.1)
