@@ -5,7 +5,7 @@ first or an exec. The loop is this process's only thread besides the connection'
 
 End of input on a pipe becomes end of input in the container. Signals are forwarded; the third SIGINT or
 SIGTERM that does not help becomes SIGKILL. ctrl-p ctrl-q on a terminal leaves the container alone. When
-nobody reads our output any more, the session ends.
+nobody reads our output any more, or the terminal was closed, the session ends.
 """
 
 from __future__ import annotations
@@ -62,6 +62,7 @@ class Session:
         self._outputs: dict[int, tuple[str, int]] = {}
         self._exit: tuple[int | None, HakoError | None] | None = None
         self._urgent = 0
+        self._hung_up = False
         self._left = ""
 
     def prepare(self) -> None:
@@ -128,10 +129,19 @@ class Session:
             self._signals(os.read(self._wake_read, BLOCK))
         for fifo in [fifo for fifo in self._outputs if fifo in ready]:
             self._output(fifo)
-        if self._input is not None:
-            self._input.handle(ready)
-            if self._input is not None and self._input.detached:
+        typed = self._input
+        if typed is not None:
+            typed.handle(ready)
+            if typed.detached:
                 self._left = DETACHED
+            elif typed.gone:
+                self._hang_up()
+
+    def _hang_up(self) -> None:
+        """The window was closed, which we may read before the signal comes; a shell's leader alone gets one."""
+        if not self._hung_up:
+            self._forward(signal.SIGHUP)
+        self._left = BROKEN_PIPE
 
     def _output(self, fifo: int) -> None:
         try:
@@ -162,6 +172,7 @@ class Session:
                 self._forward(number)
 
     def _forward(self, number: int) -> None:
+        self._hung_up = self._hung_up or number == signal.SIGHUP
         if number in (signal.SIGINT, signal.SIGTERM):
             self._urgent += 1
             if self._urgent >= PATIENCE:

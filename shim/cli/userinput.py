@@ -19,11 +19,14 @@ BLOCK = 1 << 16
 
 
 class UserInput:
-    """From `source` to the fifo `sink`, both watched in `poll`. `ended` is called once, at the end."""
+    """From `source` to the fifo `sink`, both watched in `poll`. `ended` is called once, at the end.
+
+    `detached`: the keys for that were typed; `gone`: the terminal was hung up.
+    """
 
     def __init__(self, poll: select.poll, source: int, sink: int, ended: Callable[[], None]) -> None:
         self.source, self.sink = source, sink
-        self.detached = False
+        self.detached = self.gone = False
         self._poll = poll
         self._ended = ended
         self._keys: terminal.DetachKeys | None = None
@@ -46,9 +49,10 @@ class UserInput:
             data = os.read(self.source, BLOCK)
         except BlockingIOError:
             return
-        except OSError:  # the terminal is gone
+        except OSError:
             data = b""
         if not data:
+            self.gone = self._keys is not None  # a raw terminal has no end of input: tty_io.c reads nothing after a hang-up
             self._poll.unregister(self.source)
             self._ended()
             return

@@ -179,6 +179,18 @@ def test_a_closed_terminal(tmp_path: Path) -> None:
     assert "Kill SIGHUP" in _calls(tmp_path)
 
 
+def test_a_closed_terminal_of_a_command_that_goes_on(tmp_path: Path) -> None:
+    """A command that does not care for SIGHUP, as PID 1 of a container does not, is left alone; the client ends."""
+    pid = tmp_path / "pid"
+    screen = _screen(tmp_path, "sh", "-c", f"trap '' HUP; echo $$ > {pid}; echo ready; exec sleep 60")
+    screen.wait_for(b"ready")
+    try:
+        screen.close_window()
+        assert screen.program.wait(timeout=20) == 91
+    finally:
+        os.kill(int(pid.read_text()), signal.SIGKILL)
+
+
 @pytest.mark.parametrize("number", [signal.SIGKILL])
 def test_a_killed_client_leaves_the_command(tmp_path: Path, number: signal.Signals) -> None:
     """SIGKILL to the client does nothing to the terminal's other users: nothing is forwarded."""
