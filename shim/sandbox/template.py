@@ -29,8 +29,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
-from shim import answers, paths
+from shim import paths
 from shim.errors import HakoError
+from shim.sandbox import templatekey
 from shim.sandbox.templatekey import Identity
 
 MEMORY, STATE, ABOUT = "memory", "state", "about.json"
@@ -267,7 +268,7 @@ def is_stale(template: Template) -> bool:
     files = template.about().get("files")
     if not isinstance(files, dict):
         return True
-    return any(answers.identity(path) != identity for path, identity in files.items())
+    return not all(templatekey.is_same(path, made_of) for path, made_of in files.items())
 
 
 def sweep(keep: int) -> list[str]:

@@ -14,8 +14,8 @@ import sys
 import time
 from typing import TYPE_CHECKING
 
-from shim import answers, process
 from shim import config as configuration
+from shim import process
 from shim.errors import HakoError
 from shim.hypervisor import host
 from shim.hypervisor.qemu.driver import Qemu
@@ -87,13 +87,12 @@ def _make(config: Config, wanted: Shape) -> template.Template:
 
 
 def _about(config: Config, spec: VmSpec) -> dict[str, object]:
-    files = [config.hypervisor.path, *(path for path in (spec.kernel, spec.image, spec.initrd) if path)]
     return {
         "made": int(time.time()),
         "vcpus": spec.vcpus,
         "memory_mib": spec.memory_mib,
         "accelerator": spec.accelerator,
-        "files": {path: answers.identity(path) for path in files},
+        "files": templatekey.files(config, spec),
     }
 
 

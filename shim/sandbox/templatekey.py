@@ -49,6 +49,20 @@ def identify(config: Config, spec: VmSpec, hypervisor: Hypervisor) -> Identity:
     return Identity(hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:KEY_DIGITS], inputs)
 
 
+def files(config: Config, spec: VmSpec) -> dict[str, str]:
+    """The files that a template is made of (host paths), each with what the key has of it; for `is_same`."""
+    guest = [path for path in (spec.kernel, spec.image, spec.initrd) if path]
+    return {config.hypervisor.path: answers.identity(config.hypervisor.path)} | {path: content(path) for path in guest}
+
+
+def is_same(path: str, made_of: str) -> bool:
+    """Whether that file is what a template was made of; one that was built again is, if it came out the same."""
+    try:
+        return made_of in (answers.identity(path), content(path))
+    except OSError:
+        return False
+
+
 def content(path: str) -> str:
     """SHA-256 of a file, read once for each state of it (inode, size, times of change). Raises OSError."""
     status = os.stat(path)

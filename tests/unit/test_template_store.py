@@ -10,7 +10,7 @@ import pytest
 
 from shim import answers
 from shim.errors import HakoError
-from shim.sandbox import template
+from shim.sandbox import template, templatekey
 from shim.sandbox.templatekey import Identity
 
 PAGE = template.PAGE
@@ -151,6 +151,19 @@ def test_stale_ones_go(tmp_path: Path) -> None:
     assert [found.key for found in template.every()] == ["good"]
     image.unlink()
     assert template.sweep(4) == ["good"]
+
+
+def test_a_file_that_was_built_again_is_the_same(tmp_path: Path) -> None:
+    """The key has the contents of kernel and image: a copy with another time is no reason to make a template again."""
+    image = tmp_path / "image"
+    image.write_text("same")
+    made = add("k1", files={str(image): templatekey.content(str(image))})
+    image.unlink()
+    image.write_text("same")
+    os.utime(image, (1000, 1000))
+    assert not template.is_stale(made)
+    image.write_text("other")
+    assert template.is_stale(made)
 
 
 def test_the_least_used_go_when_there_are_too_many() -> None:
