@@ -47,6 +47,17 @@ def test_hello_is_found_in_pieces(launch: Launch) -> None:
     assert vm.console_tail().splitlines()[:2] == ["[0.1] first line", "last line"]
 
 
+def test_an_agent_without_templates_is_told_at_once(tmp_path: Path) -> None:
+    """A guest that says that it is ready will never say that it may be saved."""
+    kernel = tmp_path / "kernel"
+    kernel.touch()
+    spec = VmSpec("hello", "u", str(kernel), confine=Confinement())
+    start = time.monotonic()
+    with open(os.devnull, "rb") as state, pytest.raises(BootError, match="image is older than hako"):
+        Qemu(HypervisorConfig(path=str(FAKE))).save(spec, state.fileno(), 60)
+    assert time.monotonic() - start < 10
+
+
 def test_vmm_that_dies_is_quoted(launch: Launch) -> None:
     """Its status and its last words are in the error, long before the deadline."""
     start = time.monotonic()

@@ -89,6 +89,7 @@ class QemuVm:
         self._incoming = incoming
         self._changed = threading.Condition()
         self._ready = False
+        self._refused = ""
         self._stopping = threading.Lock()
         self._stopped = False
         self._events = Events()
@@ -130,14 +131,16 @@ class QemuVm:
         If there are none, the same kernel is booted a second time with a serial port, unless not `explain`.
         """
         with self._changed:
-            self._changed.wait_for(lambda: self._ready or self.exited(), timeout)
+            self._changed.wait_for(lambda: self._ready or self._refused or self.exited(), timeout)
             if self._ready:
                 return
         raise self._boot_error(timeout, explain)
 
     def _boot_error(self, timeout: float, explain: bool) -> BootError:
         status = self._child.wait(0.0)
-        if status is None:
+        if self._refused:
+            reason = self._refused
+        elif status is None:
             reason = f"no sign of the agent on the console after {timeout:g} s"
         elif status == 0:  # -no-reboot: QEMU takes a panic's reboot as a wish to end
             reason = "the guest ended before its agent was up"
@@ -157,8 +160,12 @@ class QemuVm:
             return
         *lines, self._line = (self._line + chunk).split(b"\n")
         self._line = self._line[-4096:]
-        if any(self._hello in line for line in (*lines, self._line)):
+        said = (*lines, self._line)
+        if any(self._hello in line for line in said):
             self._notify(ready=True)
+        elif any(HELLO.encode() in line for line in said):
+            self._refused = "its agent knows no templates: the guest's image is older than hako"
+            self._notify(ready=False)
 
     def _exited(self) -> None:
         self._events.end()
