@@ -33,6 +33,7 @@ PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 ENVIRONMENT: Final = {"PATH": PATH, "LANG": "C.UTF-8"}
 # Seconds until a process that does not end after SIGKILL is reported: it hangs in the kernel (a dead disk).
 KILL_DEADLINE = 10.0
+TRACED_PAUSE = 0.001  # seconds between looks whether it can be reaped
 
 
 class Confinement(NamedTuple):
@@ -133,7 +134,8 @@ class Child:
         self.argv: Final = tuple(argv)
         self._stderr = stderr
         self._status: int | None = None
-        self._lock = threading.RLock()
+        self._reaping = threading.RLock()
+        self._guard = threading.Lock()
         self._on_exit: list[Callable[[], None]] | None = None
 
     def __del__(self) -> None:
@@ -146,7 +148,7 @@ class Child:
 
     def poll(self) -> int | None:
         """The exit status if the child has ended (negative: the signal that killed it), else None. Reaps."""
-        with self._lock:
+        with self._reaping:
             if self._status is None:
                 try:
                     self._reap(os.waitid(os.P_PIDFD, self.pidfd, os.WEXITED | os.WNOHANG))
@@ -159,14 +161,18 @@ class Child:
             self._status = info.si_status if info.si_code == os.CLD_EXITED else -info.si_status
 
     def wait(self, timeout: float | None = None) -> int | None:
-        """Wait `timeout` seconds (None: for ever) for the end: the status as in `poll`, or None."""
-        if self._status is None:
-            _wait_readable(self.pidfd, timeout)
+        """Wait `timeout` seconds (None: for ever) for the end: the status as in `poll`, or None.
+
+        A child that somebody traces (ptrace(2)) has ended some time before it can be reaped.
+        """
+        left: Callable[[], float | None] = deadline(timeout) if timeout is not None else _for_ever
+        while self._status is None and _wait_readable(self.pidfd, left()) and self.poll() is None and left() != 0:
+            time.sleep(TRACED_PAUSE)
         return self.poll()
 
     def while_unreaped(self, action: Callable[[], None]) -> None:
         """Call `action` while the pid is surely this child's; not if it has been reaped."""
-        with self._lock:
+        with self._reaping:
             if self._status is None:
                 action()
 
@@ -193,7 +199,7 @@ class Child:
 
     def on_exit(self, callback: Callable[[], None]) -> None:
         """Call back once, in the watching thread, when the child has ended; not after `close`."""
-        with self._lock:
+        with self._guard:
             if self._on_exit is not None:
                 self._on_exit.append(callback)
                 return
@@ -202,7 +208,7 @@ class Child:
 
     def _ended(self) -> bool:
         self.poll()
-        with self._lock:
+        with self._guard:
             callbacks, self._on_exit = self._on_exit or [], None
         for callback in callbacks:
             callback()
@@ -220,10 +226,10 @@ class Child:
     def close(self) -> None:
         """Stop watching an ended child and release its descriptors; `stderr_tail` and `poll` still answer."""
         watcher().remove(self.pidfd)
-        with self._lock:
+        with self._guard:
             self._on_exit = None
-            if self.poll() is not None:
-                self._close_pidfd()
+        if self.poll() is not None:
+            self._close_pidfd()
         if self._stderr is not None:
             self._stderr.close()
 
@@ -256,10 +262,10 @@ def describe_status(status: int | None) -> str:
         return f"was killed by signal {-status}"
 
 
-def _wait_readable(fd: int, timeout: float | None) -> None:
+def _wait_readable(fd: int, timeout: float | None) -> bool:
     poll = select.poll()
     poll.register(fd, select.POLLIN)
-    poll.poll(None if timeout is None else max(0, int(timeout * 1000)))
+    return bool(poll.poll(None if timeout is None else max(0, int(timeout * 1000))))
 
 
 class _Spawner:
@@ -506,6 +512,10 @@ def _finish(child: Child, timeout: float) -> int | None:
 def _contents(memfd: int) -> bytes:
     size = os.fstat(memfd).st_size
     return os.pread(memfd, size, 0)
+
+
+def _for_ever() -> None:
+    """The seconds left where there is no deadline."""
 
 
 def deadline(timeout: float) -> Callable[[], float]:

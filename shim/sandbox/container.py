@@ -457,7 +457,7 @@ class Container:
         if process is self.init:
             self._home.init_ended(self)
             self._end_execs()
-            self.host.end_stub()
+            self._end_stub()
             if self._ran_out_of_memory(exit):
                 self._tell_oom()
         if process.relay is not None:
@@ -469,6 +469,13 @@ class Container:
         process.told.set()
         if process is self.init and process.relay is not None:
             self._close_later(process.relay)
+
+    def _end_stub(self) -> None:
+        """Nothing about the stub must keep the container's end from being told."""
+        try:
+            self.host.end_stub()
+        except errors.HakoError as exc:
+            self._warn(f"the stub of {self.id}: {exc}")
 
     def _end_execs(self) -> None:
         """Init has ended: what else ran in the container ends with it, and is told first."""

@@ -20,6 +20,16 @@ PYTHON = "/usr/bin/python3"
 ROOT = Path(__file__).resolve().parents[2]
 
 
+TRACER = """
+import ctypes, os, sys
+libc = ctypes.CDLL(None, use_errno=True)
+if libc.ptrace(0x4206, int(sys.argv[1]), None, None):  # PTRACE_SEIZE
+    sys.exit(os.strerror(ctypes.get_errno()))
+print("attached", flush=True)
+sys.stdin.read()
+"""
+
+
 def python(code: str) -> list[str]:
     return [PYTHON, "-IS", "-c", textwrap.dedent(code)]
 
@@ -198,6 +208,48 @@ def test_a_child_that_its_cgroup_refuses_says_so_and_never_runs(tmp_path: Path) 
     assert child.wait(10) not in (0, None)
     assert "cgroup.procs: " in str(child.failure())
     assert not proof.exists()
+
+
+def test_a_child_on_its_way_into_a_cgroup_can_be_watched() -> None:
+    """The kernel takes its time for the move; whoever wants to hear of the child's end does not wait for that."""
+    child = spawn(["/bin/sleep", "60"])
+    moving, moved = threading.Event(), threading.Event()
+
+    def move() -> None:
+        moving.set()
+        moved.wait(10)
+
+    thread = threading.Thread(target=lambda: child.while_unreaped(move))
+    thread.start()
+    try:
+        assert moving.wait(10)
+        watching = threading.Thread(target=lambda: child.on_exit(lambda: None))
+        watching.start()
+        watching.join(5)
+        assert not watching.is_alive()
+    finally:
+        moved.set()
+        thread.join()
+        child.terminate(0)
+        child.close()
+
+
+def test_a_child_that_is_traced_is_waited_for() -> None:
+    """Its descriptor says that it has ended before its parent may reap it: the tracer comes first."""
+    child = spawn(["/bin/sleep", "60"])
+    tracer = subprocess.Popen([sys.executable, "-c", TRACER, str(child.pid)], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert tracer.stdin is not None and tracer.stdout is not None
+    try:
+        assert tracer.stdout.readline() == b"attached\n"
+        child.signal(signal.SIGKILL)
+        assert child.wait(0.2) is None
+        threading.Timer(0.2, tracer.stdin.close).start()
+        assert child.wait(10) == -signal.SIGKILL
+    finally:
+        tracer.kill()
+        tracer.wait()
+        child.terminate(0)
+        child.close()
 
 
 def test_children_die_with_their_parent(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import pytest
 
 from agent.ttrpc import status
 from agent.ttrpc.status import RpcError
-from shim.errors import BootError
+from shim.errors import BootError, HakoError
 from shim.task.api import task_pb2
 from tests.framework.containerd import short_directory
 from tests.framework.taskpod import Pod, alive
@@ -68,6 +68,24 @@ def test_the_end_of_the_vm_ends_every_process(pod: Pod, state: str) -> None:
     assert pod.call("Delete", id="pod1").exit_status == 137
     pod.events.wait_for("delete")
     assert pod.events.topics().count("exit") == 1
+    assert_gone(pod)
+
+
+def test_a_stub_that_does_not_end_keeps_no_exit_back(pod: Pod, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It hangs in the kernel, or somebody traces it: the container's exit is told all the same."""
+    pod.run("pod1", "sleep")
+    host = pod.sandbox.find("pod1").host
+    end_stub = host.end_stub
+
+    def refuse() -> None:
+        raise HakoError("does not end after SIGKILL")
+
+    monkeypatch.setattr(host, "end_stub", refuse)
+    pod.guest.processes["pod1", "pod1"].end(7)
+    assert pod.call("Wait", id="pod1", timeout=5).exit_status == 7
+    assert pod.events.wait_for("exit").exit_status == 7
+    monkeypatch.setattr(host, "end_stub", end_stub)
+    assert pod.call("Delete", id="pod1").exit_status == 7
     assert_gone(pod)
 
 
