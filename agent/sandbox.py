@@ -73,7 +73,7 @@ class Sandbox:
         self._streams = streams
         self._created = False
         self._namespaces: dict[str, str] = {}
-        self._storages = SandboxStorages(config.hotplug_seconds)
+        self._storages = SandboxStorages(config.hotplug_seconds, config.share)
         self._containers: dict[str, Container] = {}
         self._points: dict[str, list[str]] = {}
         """container id -> its mount points"""

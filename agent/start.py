@@ -15,7 +15,7 @@ import os
 import sys
 from time import monotonic_ns
 
-from agent import config, init, log, orphans, spans, warm
+from agent import config, init, log, orphans, sandbox_storages, spans, storage, warm
 from agent.container import container
 from agent.linux import procfs, vsock
 from agent.linux.loop import Loop
@@ -43,7 +43,9 @@ class Agent:
         rpc, stdio = _listeners(chosen)
         self.streams = Streams(self.loop, stdio)
         self.sandbox = Sandbox(self.loop, chosen, self.streams)
-        service = Service(self.sandbox, is_init=is_init, on_destroyed=self.end, on_exercise=exercise)
+        service = Service(
+            self.sandbox, is_init=is_init, on_destroyed=self.end, on_exercise=lambda wanted: exercise(wanted, chosen.share)
+        )
         self.server = Server(self.loop, service.services(), on_error=_report)
         family = rpc.family
         self.server.listen(rpc, admit=lambda address: vsock.is_host(family, address))
@@ -68,9 +70,9 @@ class Agent:
             self.loop.stop()
 
 
-def exercise(wanted: pool_pb2.ExerciseRequest) -> None:
-    """What hako.Pool asks for; its spans are nobody's."""
-    warm.rehearse(lambda rehearsed: Agent(rehearsed, is_init=True), wanted)
+def exercise(wanted: pool_pb2.ExerciseRequest, share: str) -> None:
+    """What hako.Pool asks for, with the share that was saved mounted; its spans are nobody's."""
+    warm.rehearse(lambda rehearsed: Agent(rehearsed, is_init=True), wanted, share)
     spans.forget()
 
 
@@ -100,6 +102,8 @@ def serve(chosen: config.Config, began: int, *, is_init: bool) -> None:
     """Listen, say hello, and serve until the sandbox is destroyed. `began`: when we did, by the monotonic clock."""
     log.set_level(chosen.log)
     if chosen.template:
+        if chosen.share:
+            storage.mount(sandbox_storages.share(chosen.share), chosen.hotplug_seconds)
         warm.drop_caches()
         warm.rehearse(lambda rehearsed: Agent(rehearsed, is_init=is_init))
     agent = Agent(chosen, is_init=is_init)

@@ -63,14 +63,18 @@ _CODE = (
 # --- before ---------------------------------------------------------------------------------------------------
 
 
-def rehearse(make_agent: Callable[[config.Config], Any], wanted: pool_pb2.ExerciseRequest | None = None) -> None:
+def rehearse(
+    make_agent: Callable[[config.Config], Any], wanted: pool_pb2.ExerciseRequest | None = None, share: str = ""
+) -> None:
     """A whole pod, as the host would ask for it, of an agent on unix sockets; nothing of either is left.
 
-    `make_agent` makes an agent.start.Agent; `wanted` says what the pod has beside its own. Raises what fails.
+    `make_agent` makes an agent.start.Agent; `wanted` says what the pod has beside its own; `share` is the tag of the one
+    that is mounted already. Raises what fails.
     """
     os.mkdir(HOME, 0o700)
     chosen = config.Config()
     chosen.unix_path = HOME + "/agent"
+    chosen.share = share
     agent = make_agent(chosen)
     try:
         _pod(_Host(agent.loop, chosen.unix_path), wanted or pool_pb2.ExerciseRequest())

@@ -64,6 +64,7 @@ class FactoryConfig(_Section, frozen=True):
     """Templates: VMs that were saved warm, from which pods start instead of booting."""
 
     template: bool = True
+    mounted_share: bool = True
     restore_timeout: Seconds = 20.0
     build_timeout: Seconds = 180.0
     keep: Positive = 4

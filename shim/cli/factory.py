@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
     from shim.cli.options import Parsed
     from shim.config import Config
+    from shim.sandbox import templatebuild
 
 USAGE = "factory init [--vcpus N] | status [--json] | destroy"
 OPTIONS_END_AT_FIRST_WORD = False
@@ -88,18 +89,29 @@ def status(parsed: Parsed) -> int:
 
 
 def described(config: Config) -> dict[str, Any]:
-    """{"wanted": key or "", "reason": why there is none, "templates": [{...}]}."""
+    """{"wanted": key or "", "reason": why there is none, "plugged": why its share is not mounted, "templates": [{...}]}."""
     from shim.errors import HakoError
     from shim.sandbox import template, templatebuild, vmspec
 
-    wanted, reason = "", vmspec.no_template(config)
+    wanted, plugged, reason = "", "", vmspec.no_template(config)
     if not reason:
         try:
-            wanted = templatebuild.shape(config).identity.key
+            shape = templatebuild.shape(config)
+            if template.find(shape.identity.key) is None:
+                shape = _there(shape.plugged()) or shape
+            wanted, plugged = shape.identity.key, shape.unmounted if config.share.shared_fs == "virtio-fs" else ""
             reason = template.failure(wanted)
         except (HakoError, OSError) as exc:
             reason = str(exc)
-    return {"wanted": wanted, "reason": reason, "templates": [_row(item, wanted) for item in template.every()]}
+    rows = [_row(item, wanted) for item in template.every()]
+    return {"wanted": wanted, "reason": reason, "plugged": plugged, "templates": rows}
+
+
+def _there(shape: templatebuild.Shape | None) -> templatebuild.Shape | None:
+    """The shape, if its template is there."""
+    from shim.sandbox import template
+
+    return shape if shape is not None and template.find(shape.identity.key) is not None else None
 
 
 def _row(item: Any, wanted: str) -> dict[str, Any]:
@@ -113,6 +125,7 @@ def _row(item: Any, wanted: str) -> dict[str, Any]:
         "vcpus": about.get("vcpus", 0),
         "memory_mib": about.get("memory_mib", 0),
         "accelerator": about.get("accelerator", ""),
+        "mounted_share": about.get("mounted_share", False),
         "bytes": item.size(),
         "made": about.get("made", 0),
         "used": int(item.used()),
@@ -134,7 +147,8 @@ def as_text(found: dict[str, Any]) -> str:
     there = any(item["state"] == "in use" for item in found["templates"])
     wanted, reason = found["wanted"], found["reason"]
     if there:
-        line = f"The next pod starts from template {wanted}."
+        plugged = found["plugged"]
+        line = f"The next pod starts from template {wanted}{f'; its share is plugged: {plugged}' if plugged else ''}."
     else:
         line = f"The next pod boots: {reason or f'there is no template {wanted} yet'}."
     return (table(HEADER, rows) if found["templates"] else "") + line + "\n"

@@ -6,8 +6,8 @@ The only module that knows share, network, vsock and hypervisor together:
     guest
 
 The VM comes out of a template where there is one for it: then QEMU starts first, the template's memory is copied
-meanwhile, and share, vsock and taps are plugged once both are there. Else it boots, and the template is made
-beside it for the next pod. A template that fails is rejected, and the pod boots after all.
+meanwhile, and share (unless it was saved mounted), vsock and taps are plugged once both are there. Else it boots, and
+the template is made beside it for the next pod. A template that fails is rejected, and the pod boots after all.
 
 Owns: that order, what each step hands to the next (a descriptor, a path, a number), undoing it in reverse.
 Must not know: containers, the engine. Called by sandbox.py; what it returns is a machine.RunningMachine.
@@ -29,7 +29,7 @@ from shim.agent_client import AGENT_PORT, AgentClient
 from shim.cgroups import Cgroup
 from shim.errors import BootError, HakoError, Unavailable
 from shim.hypervisor import host
-from shim.hypervisor.base import Share, Vsock
+from shim.hypervisor.base import Vsock
 from shim.hypervisor.qemu.driver import Qemu
 from shim.hypervisor.vsock import Transport, open_transport
 from shim.network import netns as host_network
@@ -42,14 +42,14 @@ from shim.sandbox.fate import Fate
 from shim.sandbox.machine import Network, RunningMachine, last_words
 from shim.sandbox.placement import Files, SharedFiles
 from shim.share import virtiofsd
-from shim.share.tree import TAG, ShareTree
+from shim.share.tree import ShareTree
 from shim.trace import Marks
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from shim.config import Config
-    from shim.hypervisor.base import Nic, Vm, VmSpec, Waiting
+    from shim.hypervisor.base import Nic, Share, Vm, VmSpec, Waiting
     from shim.oci.spec import Spec
     from shim.process import Child
     from shim.sandbox.spare import Spare
@@ -198,10 +198,11 @@ class Building:
         marks.mark("accelerator")
         saved = self._find_template(files, accelerator)
         with ExitStack() as ours:  # our copies of what is handed to the VMM
-            coming = self._begin_clone(saved, confine, ours) if saved is not None else None
+            link, share = self._link_share(ours)
+            coming = self._begin_clone(saved, confine, share, ours) if saved is not None else None
             marks.mark("template")
             attaching = self._begin_network()
-            tree, share = self._make_share(cgroup, ours)
+            tree = self._make_share(cgroup, link)
             marks.mark("virtiofsd")
             vsock = self._start_vsock(confine)
             ours.callback(vsock.launched)
@@ -281,8 +282,10 @@ class Building:
         self._template_wanted = looked.make
         return looked.saved
 
-    def _begin_clone(self, saved: clone.Saved, confine: Confinement, ours: ExitStack) -> clone.Clone:
+    def _begin_clone(self, saved: clone.Saved, confine: Confinement, share: Share | None, ours: ExitStack) -> clone.Clone:
         spec = saved.spec._replace(name=f"hako-{self._plan.sandbox_id}", uuid=hostfacts.random_uuid(), confine=confine)
+        if spec.share is not None:
+            spec = spec._replace(share=share)
         coming = clone.Clone(self._config, saved.template, spec)
         ours.callback(coming.close)
         self._own_vmm(coming.vm)
@@ -322,17 +325,26 @@ class Building:
         cgroup.create()
         return cgroup
 
-    def _make_share(self, cgroup: Cgroup | None, ours: ExitStack) -> tuple[ShareTree | None, Share | None]:
-        """The tree that virtiofsd shows and the VM's device for it; None where nothing is shared."""
+    def _link_share(self, ours: ExitStack) -> tuple[virtiofsd.Link | None, Share | None]:
+        """The VM's device for the share, and where virtiofsd is to serve it; None where nothing is shared.
+
+        A VMM whose saved VM has the share wants its end at its start, when there is no daemon yet.
+        """
         if self._config.share.shared_fs == "none":
             return None, None
+        link = virtiofsd.Link(self._store.directory)
+        ours.callback(link.close)
+        return link, vmspec.share(self._config, link.vm_fd)
+
+    def _make_share(self, cgroup: Cgroup | None, link: virtiofsd.Link | None) -> ShareTree | None:
+        """The tree that virtiofsd shows, and the daemon."""
+        if link is None:
+            return None
         tree = ShareTree(os.path.join(self._store.directory, "share"))
         self._on_undo("share", tree.close)
         confine = Confinement(cgroup_dirs=_dirs(cgroup), no_new_privs=False)
-        fs = virtiofsd.start(tree.directory, self._config.share, confine)
-        self._owned("virtiofsd", fs.child)
-        ours.callback(os.close, fs.vm_fd)
-        return tree, Share(fs.vm_fd, TAG, self._config.share.queue_size)
+        self._owned("virtiofsd", link.serve(tree.directory, self._config.share, confine))
+        return tree
 
     def _start_vsock(self, confine: Confinement) -> Transport:
         plan = self._plan

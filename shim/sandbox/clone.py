@@ -55,25 +55,29 @@ class Looked(NamedTuple):
 
 
 def find(config: Config, files: GuestFiles, accelerator: str, vcpus: int) -> Looked:
-    """The template for a pod with so many vCPUs. Never raises: a pod can boot."""
+    """The template for a pod with so many vCPUs: with the share mounted, or the next best. Never raises: a pod can boot."""
     unfit = vmspec.no_template(config)
     if unfit:
         return Looked(None)
     vcpus = vmspec.template_vcpus(config, accelerator, vcpus)
+    is_default = vcpus == config.hypervisor.default_vcpus
+    missing, reason = False, ""
     try:
-        shape = templatebuild.Shape(config, accelerator, vcpus, files)
+        shape: templatebuild.Shape | None = templatebuild.Shape(config, accelerator, vcpus, files)
+        while shape is not None:
+            key = shape.identity.key
+            found = template.find(key)
+            if found is not None:
+                return Looked(Saved(found, shape.spec), make=missing and is_default)
+            failure = template.failure(key)
+            missing = missing or not failure
+            reason = reason or (f"template {key} failed: {failure}" if failure else f"there is no template {key} yet")
+            shape = shape.plugged()
     except (OSError, HakoError) as exc:
         return Looked(None, f"no template can be named: {exc}")
-    key = shape.identity.key
-    found = template.find(key)
-    if found is not None:
-        return Looked(Saved(found, shape.spec))
-    failure = template.failure(key)
-    if failure:
-        return Looked(None, f"template {key} failed: {failure}")
-    if vcpus != config.hypervisor.default_vcpus:
+    if missing and not is_default:
         return Looked(None, f"there is no template for {vcpus} vCPUs (hako factory init --vcpus {vcpus})")
-    return Looked(None, f"there is no template {key} yet", make=True)
+    return Looked(None, reason, make=missing)
 
 
 def make_its_own(request: agent_pb2.CreateSandboxRequest) -> None:

@@ -157,9 +157,10 @@ class _Making(Building):
         if saved is None:
             raise HakoError("there is no template for it", step="fill the pool")
         with ExitStack() as ours:
-            coming = self._begin_clone(saved, confine, ours)
+            link, share = self._link_share(ours)
+            coming = self._begin_clone(saved, confine, share, ours)
             spare = Spare(self._config, self._store, ExitStack(), coming, saved.template.key)
-            tree, share = self._make_share(None, ours)
+            tree = self._make_share(None, link)
             spare.vsock = self._start_vsock(confine)
             ours.callback(spare.vsock.launched)
             spare.vm = coming.enter(share, spare.vsock.device(), ())

@@ -166,6 +166,18 @@ def every() -> list[Template]:
 
 
 @contextmanager
+def workplace(key: str) -> Iterator[str]:
+    """An empty directory (host path) for the making of this template; the caller holds its lock. Raises OSError."""
+    draft = os.path.join(root(), key + DRAFT)
+    shutil.rmtree(draft, ignore_errors=True)
+    os.mkdir(draft, 0o700)
+    try:
+        yield draft
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+
+
+@contextmanager
 def locked(key: str, *, wait: bool) -> Iterator[bool]:
     """Hold the lock of whoever makes this template; False if another does and `wait` is not asked for."""
     os.makedirs(root(), mode=0o700, exist_ok=True)

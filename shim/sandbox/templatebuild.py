@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 import sys
 import time
+from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 from shim import config as configuration
@@ -20,7 +21,7 @@ from shim.errors import HakoError
 from shim.hypervisor import host
 from shim.hypervisor.qemu.driver import Qemu
 from shim.process import NEW_NETNS, Confinement
-from shim.sandbox import guestfiles, hostfacts, template, templatekey, vmspec
+from shim.sandbox import guestfiles, hostfacts, savedshare, template, templatekey, vmspec
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -34,26 +35,40 @@ ENVIRONMENT = ("HAKO_CACHE_DIR", "HAKO_STATE_DIR")
 
 
 class Shape:
-    """A template that may or may not be there: its VM and its identity."""
+    """A template that may or may not be there: its VM and its identity; `unmounted`: why the share is not in it, or ""."""
 
-    def __init__(self, config: Config, accelerator: str, vcpus: int, files: guestfiles.GuestFiles) -> None:
-        """Raises HakoError or OSError if what it is made of cannot be read."""
-        self.spec: VmSpec = vmspec.of_template(config, files, accelerator, vcpus, hostfacts.limits())
+    def __init__(
+        self, config: Config, accelerator: str, vcpus: int, files: guestfiles.GuestFiles, unmounted: str | None = None
+    ) -> None:
+        """With the share if that can be, unless `unmounted`. Raises HakoError, OSError if what it is made of cannot be read."""
+        self._made_of = (config, accelerator, vcpus, files)
+        self.unmounted = savedshare.refusal(config) if unmounted is None else unmounted
+        limits = hostfacts.limits()
+        self.spec: VmSpec = vmspec.of_template(config, files, accelerator, vcpus, limits, mounted=not self.unmounted)
         self.identity: Identity = templatekey.identify(config, self.spec, Qemu(config.hypervisor))
+
+    def plugged(self) -> Shape | None:
+        """The one to take where this fails: without the share, which clones get plugged. None if this is one."""
+        if self.unmounted:
+            return None
+        key = self.identity.key
+        return Shape(*self._made_of, template.failure(key) or f"there is no template {key} yet")
 
 
 def shape(config: Config, vcpus: int = 0) -> Shape:
-    """The shape for a pod with `vcpus`, 0: the default. Raises HakoError, OSError."""
+    """The best shape for a pod with `vcpus`, 0: the default; the next best if that has just failed. Raises HakoError, OSError."""
     files = guestfiles.find(config.guest)
     probed = host.GuestFiles(files.kernel, files.image or None, files.initrd or None)
     accelerator = host.probe_accelerator(config.hypervisor, probed, _confinement(config)).name
-    return Shape(config, accelerator, vcpus or config.hypervisor.default_vcpus, files)
+    best = Shape(config, accelerator, vcpus or config.hypervisor.default_vcpus, files)
+    return (template.failure(best.identity.key) and best.plugged()) or best
 
 
 def build(config: Config, wanted: Shape, *, wait: bool = True) -> template.Template | None:
     """The template, made unless it is there; None if another process makes it and `wait` is not asked for.
 
-    Raises HakoError with the reason, which is also kept for ten minutes.
+    If one with the share mounted fails, it is made without. Raises HakoError with the reason, which is also kept for ten
+    minutes.
     """
     key = wanted.identity.key
     with template.locked(key, wait=wait) as ours:
@@ -66,9 +81,13 @@ def build(config: Config, wanted: Shape, *, wait: bool = True) -> template.Templ
             made = _make(config, wanted)
         except (HakoError, OSError) as exc:
             template.reject(key, str(exc))
-            raise
-        template.sweep(config.factory.keep)
-        return made
+            instead = wanted.plugged()
+            if instead is None:
+                raise
+        else:
+            template.sweep(config.factory.keep)
+            return made
+    return build(config, instead, wait=wait)
 
 
 def _make(config: Config, wanted: Shape) -> template.Template:
@@ -78,7 +97,11 @@ def _make(config: Config, wanted: Shape) -> template.Template:
     try:
         os.ftruncate(memory, wanted.spec.memory_mib << 20)
         spec = wanted.spec._replace(memory_fd=memory, confine=_confinement(config))
-        Qemu(config.hypervisor).save(spec, state, config.factory.build_timeout)
+        with ExitStack() as ours:
+            if spec.share is not None:
+                directory = ours.enter_context(template.workplace(wanted.identity.key))
+                spec = spec._replace(share=ours.enter_context(savedshare.empty(config, directory)))
+            Qemu(config.hypervisor).save(spec, state, config.factory.build_timeout)
         about = _about(config, wanted.spec) | {"seconds": round(time.monotonic() - began, 2)}
         return template.add(wanted.identity, memory, state, about)
     finally:
@@ -92,6 +115,7 @@ def _about(config: Config, spec: VmSpec) -> dict[str, object]:
         "vcpus": spec.vcpus,
         "memory_mib": spec.memory_mib,
         "accelerator": spec.accelerator,
+        "mounted_share": spec.share is not None,
         "files": templatekey.files(config, spec),
     }
 

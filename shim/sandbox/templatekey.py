@@ -5,7 +5,8 @@ Owns: the inputs and their words. Must not know: where templates are kept (templ
 
 The inputs: the contents of kernel, image and initramfs; QEMU's binary and version; QEMU's whole command line
 but for names and descriptors, which has the guest's command line, the machine, vCPUs, memory, accelerator and CPU
-model in it; with KVM also the host's CPU and kernel, which decide what the guest's CPU can do.
+model in it; with KVM also the host's CPU and kernel, which decide what the guest's CPU can do; with a share that is
+saved mounted virtiofsd's program and options.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from shim import answers
 from shim.config import Config
 from shim.hypervisor import host
 from shim.hypervisor.base import Hypervisor, VmSpec
+from shim.share import virtiofsd
 
 FORMAT = "1"  # of the saved files, and of what the agent and the host expect of each other around a restore
 KEY_DIGITS = 24
@@ -31,7 +33,7 @@ class Identity(NamedTuple):
 
 
 def identify(config: Config, spec: VmSpec, hypervisor: Hypervisor) -> Identity:
-    """Of the template with this spec. Raises OSError for a file that cannot be read, CommandFailed for QEMU."""
+    """Of the template with this spec. Raises OSError for a file that cannot be read, CommandFailed for QEMU or virtiofsd."""
     import hashlib
 
     inputs = {
@@ -43,6 +45,8 @@ def identify(config: Config, spec: VmSpec, hypervisor: Hypervisor) -> Identity:
     for name, path in (("kernel", spec.kernel), ("image", spec.image), ("initrd", spec.initrd)):
         if path:
             inputs[name] = content(path)
+    if spec.share is not None:
+        inputs["virtiofsd"] = virtiofsd.fingerprint(virtiofsd.find(config.share.daemon), config.share)
     if spec.accelerator == "kvm":
         inputs["host"] = f"{host.cpu_model()} {os.uname().release} {os.uname().version}"
     text = "\0".join(f"{name}={inputs[name]}" for name in sorted(inputs))
@@ -51,8 +55,11 @@ def identify(config: Config, spec: VmSpec, hypervisor: Hypervisor) -> Identity:
 
 def files(config: Config, spec: VmSpec) -> dict[str, str]:
     """The files that a template is made of (host paths), each with what the key has of it; for `is_same`."""
+    programs = [config.hypervisor.path]
+    if spec.share is not None:
+        programs.append(virtiofsd.find(config.share.daemon).path)
     guest = [path for path in (spec.kernel, spec.image, spec.initrd) if path]
-    return {config.hypervisor.path: answers.identity(config.hypervisor.path)} | {path: content(path) for path in guest}
+    return {path: answers.identity(path) for path in programs} | {path: content(path) for path in guest}
 
 
 def is_same(path: str, made_of: str) -> bool:

@@ -7,9 +7,10 @@ builder.py, templatekey.py.
 from __future__ import annotations
 
 from shim.config import Config
-from shim.hypervisor.base import VmSpec
+from shim.hypervisor.base import Share, VmSpec
 from shim.sandbox.guestfiles import GuestFiles
 from shim.sandbox.plan import HostLimits
+from shim.share.tree import TAG
 
 NOBODYS_UUID = "00000000-0000-4000-8000-000000000000"
 
@@ -33,12 +34,22 @@ def of_size(
     )
 
 
-def of_template(config: Config, files: GuestFiles, accelerator: str, vcpus: int, host: HostLimits) -> VmSpec:
-    """The VM that is saved for pods with `vcpus`; whatever else a pod wants is plugged into its clone."""
+def of_template(
+    config: Config, files: GuestFiles, accelerator: str, vcpus: int, host: HostLimits, *, mounted: bool = False
+) -> VmSpec:
+    """The VM that is saved for pods with `vcpus`; whatever else a pod wants is plugged into its clone.
+
+    With `mounted` the share is in it, whose connection is the moment's.
+    """
     hypervisor = config.hypervisor
     most = (hypervisor.max_vcpus or host.cpus, hypervisor.max_memory or host.memory_mib)
     spec = of_size(config, files, accelerator, vcpus, hypervisor.default_memory, *most)
-    return spec._replace(name="hako-template", template=True)
+    return spec._replace(name="hako-template", template=True, share=share(config, -1) if mounted else None)
+
+
+def share(config: Config, fd: int) -> Share:
+    """The share's device, connected by `fd`."""
+    return Share(fd, TAG, config.share.queue_size)
 
 
 def template_vcpus(config: Config, accelerator: str, wanted: int) -> int:

@@ -3,10 +3,11 @@
 Owns: which daemon there is and what it understands, its command line (pure, tests/golden/virtiofsd/), its
 start and end. Must not know: what is in the share, the VMM. Called by sandbox/builder.py.
 
-The socket is made, bound and connected here before the daemon starts, which gets the listening end: there
-is nothing to wait for, and its path is gone at once. The daemon is always sandboxed: own mount, pid and
-network namespace, pivot_root into the share, few capabilities, seccomp that kills; without it a guest's raw
-FUSE request with an absolute name escapes (CVE-2026-47243).
+The socket is made, bound and connected here before the daemon starts, which gets the listening end: there is nothing
+to wait for, and its path is gone at once. The VMM may have its end before there is a daemon (`Link`).
+
+The daemon is always sandboxed: own mount, pid and network namespace, pivot_root into the share, few capabilities, seccomp
+that kills; without it a guest's raw FUSE request with an absolute name escapes (CVE-2026-47243).
 """
 
 from __future__ import annotations
@@ -29,10 +30,11 @@ WANTED_FILES = 1_000_000
 
 
 class Daemon(NamedTuple):
-    """A virtiofsd. `kind` is "c" or "rust"."""
+    """A virtiofsd. `kind` is "c" or "rust"; `saves`: it can be part of a VM that is saved and restored."""
 
     path: str
     kind: str
+    saves: bool = False
 
 
 class VirtioFs(NamedTuple):
@@ -53,17 +55,33 @@ def find(configured: str = "") -> Daemon:
             step="share",
             hint="apt-get install virtiofsd (Debian 13) or qemu-system-common (12)",
         )
-    return Daemon(path, kind_of(path))
+    return Daemon(path, *_learnt(path))
 
 
 def kind_of(path: str) -> str:
     """Which command line the program understands. Raises CommandFailed if it does not run."""
+    return _learnt(path)[0]
+
+
+def _learnt(path: str) -> tuple[str, bool]:
+    """Kind, and whether it can hand its state on: from 1.11 on, by paths unless it is told otherwise."""
 
     def ask() -> str:
-        said = process.run([path, "--version"], VERSION_TIMEOUT).decode("utf-8", "replace")
-        return "c" if "FUSE kernel interface" in said else "rust"
+        if "FUSE kernel interface" in _said(path, "--version"):
+            return "c"
+        return "rust saves" if "--migration-mode" in _said(path, "--help") else "rust"
 
-    return answers.cached("virtiofsd", [answers.identity(path)], ask)[0]
+    kind, _, saves = answers.cached("virtiofsd-kind", [answers.identity(path)], ask)[0].partition(" ")
+    return kind, saves == "saves"
+
+
+def _said(path: str, option: str) -> str:
+    return process.run([path, option], VERSION_TIMEOUT).decode("utf-8", "replace")
+
+
+def fingerprint(daemon: Daemon, config: ShareConfig) -> str:
+    """What a VM that is saved with its share depends on of the daemon: program and options. It takes up no other's state."""
+    return "\n".join([answers.identity(daemon.path), *command(daemon, "", 0, config, 0)])
 
 
 def command(daemon: Daemon, directory: str, fd: int, config: ShareConfig, files: int) -> list[str]:
@@ -112,22 +130,46 @@ def _rust_command(directory: str, fd: int, config: ShareConfig, files: int) -> l
     ]  # fmt: skip
 
 
-def start(directory: str, config: ShareConfig, confine: Confinement | None = None) -> VirtioFs:
-    """Start the daemon for host directory `directory`, which stays its view for its life.
+class Link:
+    """The connection between a VMM and a daemon that need not run yet: what the VMM says waits for it.
 
-    `confine` must leave it root: it needs to act as every user of the guest. Raises HakoError.
+    `vm_fd` is the VMM's end; hand it over before `close`.
     """
-    daemon = find(config.daemon)
-    listening, connected = _connected_pair(os.path.dirname(directory))
+
+    def __init__(self, directory: str) -> None:
+        """Host directory `directory` is root's own. Raises HakoError."""
+        self._listening, self._connected = _connected_pair(directory)
+        self.vm_fd = self._connected.fileno()
+
+    def serve(self, directory: str, config: ShareConfig, confine: Confinement | None = None) -> Child:
+        """Start the daemon for host directory `directory`, which stays its view for its life.
+
+        `confine` must leave it root: it needs to act as every user of the guest. Raises HakoError.
+        """
+        fd = self._listening.fileno()
+        argv = command(find(config.daemon), directory, fd, config, file_limit())
+        return process.spawn(argv, fds={"vhost-user": fd}, confine=confine)
+
+    def close(self) -> None:
+        """Both ends, as far as they are ours. Idempotent."""
+        self._listening.close()
+        self._connected.close()
+
+    def detach(self) -> int:
+        """Close all but the VMM's end, which is the caller's now."""
+        self._listening.close()
+        return self._connected.detach()
+
+
+def start(directory: str, config: ShareConfig, confine: Confinement | None = None) -> VirtioFs:
+    """A link and the daemon at once. See Link.serve."""
+    link = Link(os.path.dirname(directory))
     try:
-        argv = command(daemon, directory, listening.fileno(), config, file_limit())
-        child = process.spawn(argv, fds={"vhost-user": listening.fileno()}, confine=confine)
+        child = link.serve(directory, config, confine)
     except BaseException:
-        connected.close()
+        link.close()
         raise
-    finally:
-        listening.close()
-    return VirtioFs(child, connected.detach())
+    return VirtioFs(child, link.detach())
 
 
 def file_limit() -> int:

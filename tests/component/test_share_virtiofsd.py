@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import struct
 import threading
 import time
 from collections.abc import Iterator
@@ -32,6 +33,24 @@ def running(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[VirtioFs
         os.close(started.vm_fd)
     except OSError:
         pass
+
+
+@pytest.mark.parametrize("kind", daemons.KINDS)
+def test_the_vmm_may_speak_before_there_is_a_daemon(kind: str, tmp_path: Path) -> None:
+    """What it has said is answered when the daemon comes; nothing of the link is left in the file system."""
+    daemon = daemons.need(kind)
+    (tmp_path / "share").mkdir()
+    link = virtiofsd.Link(str(tmp_path))
+    with socket.socket(fileno=os.dup(link.vm_fd)) as vmm:
+        vmm.sendall(struct.pack("<III", 1, 1, 0))  # VHOST_USER_GET_FEATURES, version 1, no payload
+        assert os.listdir(tmp_path) == ["share"]
+        child = link.serve(str(tmp_path / "share"), ShareConfig(daemon=daemon), Confinement())
+        link.close()
+        vmm.settimeout(20)
+        request, _flags, size = struct.unpack("<III", vmm.recv(12))
+        assert (request, size) == (1, 8)
+    child.terminate(0)
+    child.close()
 
 
 FORBIDDEN = 1 << 21 | 1 << 16 | 1 << 2

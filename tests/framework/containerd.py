@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from shim import paths, tools
-from tests.framework import ociimage
+from tests.framework import ociimage, stack
 
 HAKO = "io.containerd.hako.v2"
 RUNC = "io.containerd.runc.v2"
@@ -89,7 +89,7 @@ def guest_config(directory: Path) -> dict[str, str]:
     installed.
 
     HAKO_TEST_GUEST is a JSON file {"kernel": PATH, "image": PATH or null, "initrd": PATH or null}. With
-    HAKO_TEST_COLD=1 every pod boots, as if there were no templates.
+    HAKO_TEST_COLD=1 every pod boots, as if there were no templates; HAKO_TEST_STACK=new is in stack.py.
     """
     lines = ["[hypervisor]", 'accelerator = "tcg"']
     file = os.environ.get("HAKO_TEST_GUEST")
@@ -101,6 +101,8 @@ def guest_config(directory: Path) -> dict[str, str]:
         lines += ["[factory]", "template = false"]
     path = directory / "hako.toml"
     path.write_text("\n".join(lines) + "\n")
+    if os.environ.get("HAKO_TEST_STACK") == "new":
+        stack.use(directory)
     return {"HAKO_CONFIG": str(path)}
 
 

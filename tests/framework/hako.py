@@ -141,6 +141,16 @@ def new_cache(directory: Path) -> str:
     return str(directory)
 
 
+def cache_without_templates(directory: Path) -> str:
+    """A cache in `directory`, made if need be, with everybody's kernel, image and tools."""
+    directory.mkdir(exist_ok=True)
+    directory.chmod(0o755)
+    for kind in ("kernel", "image", "tools", "oci", "probe"):
+        os.makedirs(paths.cache_dir(kind), exist_ok=True)
+        (directory / kind).symlink_to(paths.cache_dir(kind))
+    return str(directory)
+
+
 class Secluded(Hako):
     """A Hako whose every process is in `room`, with a cache of its own but for what boots; pids are the room's."""
 

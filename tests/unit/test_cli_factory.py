@@ -17,10 +17,12 @@ ROW: dict[str, Any] = {
 
 def test_status_says_what_the_next_pod_does() -> None:
     """It starts from the template, or boots and why."""
-    there = factory.as_text({"wanted": "abc", "reason": "", "templates": [ROW]})
+    there = factory.as_text({"wanted": "abc", "reason": "", "plugged": "", "templates": [ROW]})
     assert there.splitlines()[0].split() == ["TEMPLATE", "STATE", "VCPUS", "MEMORY", "CPU", "SIZE", "LAST", "USED"]
     assert "abc       in use  1      256 MiB  tcg  40 MiB" in there
     assert there.endswith("The next pod starts from template abc.\n")
+    plugged = factory.as_text({"wanted": "abc", "reason": "", "plugged": "QEMU 7.2 cannot", "templates": [ROW]})
+    assert plugged.endswith("The next pod starts from template abc; its share is plugged: QEMU 7.2 cannot.\n")
     other = factory.as_text({"wanted": "def", "reason": "", "templates": [ROW | {"state": "stale"}]})
     assert other.endswith("The next pod boots: there is no template def yet.\n")
     none = factory.as_text({"wanted": "", "reason": "a microvm has no hot-plug", "templates": []})

@@ -114,6 +114,17 @@ def test_a_clone_is_the_template_that_waits() -> None:
     assert template[template.index("-append") + 1].endswith(" agent.template=1")
 
 
+def test_a_share_is_mounted_by_a_template_only() -> None:
+    """Any other guest is told at CreateSandbox. The device of a clone is the template's, with a connection of its own."""
+    spec, fds, options = MINIMAL._replace(template=True, share=Share(20, "kataShared")), Fds(10, 11, 15, disks=(12,)), Options()
+    template = argv.command(spec, fds, options)
+    assert template[template.index("-append") + 1].endswith(" agent.template=1 agent.share=kataShared")
+    assert "agent.share" not in " ".join(argv.command(spec._replace(template=False), fds, options))
+    clone = argv.command(spec._replace(share=Share(21, "kataShared")), fds, options, incoming=True)
+    differ = [(a, b) for a, b in zip(template, clone, strict=False) if a != b]
+    assert differ == [("socket,id=share,fd=20", "socket,id=share,fd=21")]
+
+
 def test_firmware_of_a_qemu_elsewhere_is_beside_it() -> None:
     """One that was unpacked must not find the firmware of the distribution's, which finds its own by itself."""
     spec, fds, _ = CASES["minimal"]

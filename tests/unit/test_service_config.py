@@ -31,8 +31,10 @@ def test_kernel_parameters_are_katas() -> None:
             "agent.hotplug_timeout": "500ms",
             "agent.passfd_listener_port": "2000",
             "agent.server_addr": "vsock://-1:1030",
+            "agent.share": "tag",
         },
     )
+    assert chosen.share == "tag"
     assert (chosen.log, chosen.hotplug_seconds, chosen.stdio_port, chosen.port) == ("debug", 0.5, 2000, 1030)
     config.apply_kernel_parameters(
         chosen, {"agent.hotplug_timeout": "soon", "agent.server_addr": "vsock://-1:x", "quiet": ""}

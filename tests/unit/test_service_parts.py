@@ -20,6 +20,8 @@ from agent.sandbox import MAX_ID, Sandbox, check_id
 from agent.service import Service
 from agent.ttrpc import status
 from agent.ttrpc.call import Call
+from shim.sandbox.placement import SharedFiles
+from shim.share.tree import TAG
 
 
 def test_every_method_of_the_protocol_is_served() -> None:
@@ -197,6 +199,25 @@ def test_storage_is_mounted_once_and_unmounted_with_its_last_user(monkeypatch: p
     assert mounted.points == ["/e"]
     held.release_all()
     assert mounted.points == []
+
+
+def test_the_share_that_was_saved_is_mounted_already(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is used as it is, by the rehearsal too, and never unmounted; another in its place is mounted over it."""
+    mounted = Mounted(monkeypatch)
+    asked = sandbox_storages.share("tag")
+    for _ in range(2):
+        held = sandbox_storages.SandboxStorages(0, "tag")
+        held.release(held.acquire([asked]))
+        held.acquire([asked])
+        held.release_all()
+    assert mounted.points == []
+    sandbox_storages.SandboxStorages(0, "tag").acquire([sandbox_storages.share("other")])
+    assert mounted.points == [sandbox_storages.SHARE_POINT]
+
+
+def test_the_hosts_share_is_the_one_that_the_agent_mounts() -> None:
+    """Word for word: what differs would be mounted a second time."""
+    assert SharedFiles(cast(Any, None)).sandbox_storage() == sandbox_storages.share(TAG)
 
 
 def test_memory_of_a_container_goes_with_it(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,8 +17,7 @@ from typing import Any
 
 import pytest
 
-from shim import paths
-from tests.framework.hako import Hako, installation
+from tests.framework.hako import Hako, cache_without_templates, installation
 
 pytestmark = [
     pytest.mark.vm,
@@ -34,11 +33,7 @@ SECONDS_EACH = 15  # for a pod, where others keep the machine busy
 @pytest.fixture
 def cache(tmp_path: Path) -> Path:
     """A cache with everybody's kernel, image and tools, and no templates."""
-    tmp_path.chmod(0o755)
-    for kind in ("kernel", "image", "tools", "oci", "probe"):
-        os.makedirs(paths.cache_dir(kind), exist_ok=True)
-        (tmp_path / kind).symlink_to(paths.cache_dir(kind))
-    return tmp_path
+    return Path(cache_without_templates(tmp_path))
 
 
 @pytest.fixture

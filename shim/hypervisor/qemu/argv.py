@@ -195,6 +195,8 @@ def kernel_command_line(spec: VmSpec) -> str:
         words += ["root=/dev/vda", "rootfstype=erofs", "ro", "init=/init"]
     if spec.template:
         words.append("agent.template=1")
+        if spec.share is not None:
+            words.append(f"agent.share={spec.share.tag}")
     if spec.cmdline_extra:
         words.append(spec.cmdline_extra)
     return " ".join(words)

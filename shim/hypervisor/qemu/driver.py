@@ -55,7 +55,8 @@ class Qemu:
 
     def fingerprint(self, spec: VmSpec) -> list[str]:
         """See base.Hypervisor: the command line, files and connections left out."""
-        plain = spec._replace(name="", uuid="", memory_fd=0)
+        share = spec.share._replace(fd=0) if spec.share is not None else None
+        plain = spec._replace(name="", uuid="", memory_fd=0, share=share)
         disks = tuple(0 for _ in range(len(spec.disks) + bool(spec.image)))
         return argv.command(plain, argv.Fds(0, 0, 0, 0 if spec.initrd else -1, disks=disks), self._options)
 
@@ -220,7 +221,7 @@ class QemuVm:
         """See base.Waiting. What is plugged before the guest runs, it finds all at once."""
         try:
             restore.load(self._qmp, self._events, state_fd)
-            self._plugs.pod(share, vsock, nics)
+            self._plugs.pod(share if self._spec.share is None else None, vsock, nics)
             self._qmp.execute("cont")
         except (Unavailable, QmpError) as exc:
             # What QEMU says of a stream that it refuses comes with its end; and that comes when its memory is gone.
