@@ -53,7 +53,7 @@ def _lock(directory: str) -> int | None:
     deadline = time.monotonic() + DEATH
     while True:
         try:
-            return store.take_lock(directory)
+            return store.take_lock(directory, os.O_CREAT)
         except FileNotFoundError:
             return None
         except OSError:

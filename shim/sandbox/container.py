@@ -372,8 +372,11 @@ class Container:
             process.status = Status.DELETED
         return process
 
-    def delete(self) -> None:
-        """Take the container away, in the guest if that still lives, and on the host. Raises WrongState."""
+    def delete(self, *, machine_ends: bool = False) -> None:
+        """Take the container away, in the guest if that still lives, and on the host. Raises WrongState.
+
+        With `machine_ends` the guest is about to be killed, and need not be asked unless it has something to lose.
+        """
         with self._verbs:
             require(self.init.status, "delete", self.id)
             processes = (*self.execs.values(), self.init)
@@ -384,17 +387,19 @@ class Container:
             # lets go of it.
             for process in processes:
                 self._finish(process)
-            self._remove_in_guest()
+            self._remove_in_guest(machine_ends=machine_ends)
             self._undo.close()
             self.host.release()
             self.host.stopped()
             self.init.status = Status.DELETED
 
-    def _remove_in_guest(self) -> None:
+    def _remove_in_guest(self, *, machine_ends: bool = False) -> None:
         if not self._in_guest:
             return
         self._in_guest = False
         try:
+            if machine_ends and not self._home.files.unsaved:
+                return
             timeout = self._home.config.runtime.stop_timeout
             request = agent_pb2.RemoveContainerRequest(container_id=self.id, timeout=int(timeout))
             self._home.agent.do("RemoveContainer", request, timeout + 5)

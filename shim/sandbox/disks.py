@@ -58,6 +58,12 @@ class DiskFiles:
         self._lock = threading.Lock()
         self._held: dict[str, _Held] = {}
 
+    @property
+    def unsaved(self) -> bool:
+        """Only a file system on a writable disk is worth it."""
+        with self._lock:
+            return any(not held.read_only for held in self._held.values())
+
     def sandbox_storage(self) -> agent_pb2.Storage:
         """Memory for what is copied into the guest."""
         options = ["nodev", "mode=0755", "size=50%"]

@@ -41,6 +41,10 @@ class Placed(NamedTuple):
 class Files(Protocol):
     """A way for files into one VM."""
 
+    @property
+    def unsaved(self) -> bool:
+        """Whether the guest may have what was written to these files in its memory alone."""
+
     def sandbox_storage(self) -> agent_pb2.Storage:
         """What the guest mounts once, where all containers' files are."""
 
@@ -52,7 +56,13 @@ class Files(Protocol):
 
 
 class SharedFiles:
-    """Everything is in one tree, which virtiofsd shows."""
+    """Everything is in one tree, which virtiofsd shows.
+
+    Nothing is unsaved once a container's processes have ended: fuse writes through, and what was written to a mapping when
+    that goes (Linux, fs/fuse/file.c, fuse_vma_close).
+    """
+
+    unsaved = False
 
     def __init__(self, tree: ShareTree) -> None:
         self._tree = tree

@@ -120,6 +120,7 @@ class Sandbox:
         self._netns_fd = -1
         self._end_reason = ""
         self._ended = threading.Event()
+        self._ending: list[threading.Thread] = []
 
     def create(self, request: Request) -> int:
         """Create a container, and the machine with the first one; its host pid. Raises HakoError."""
@@ -139,7 +140,7 @@ class Sandbox:
         except BaseException as exc:
             reason = self._reason(exc)
             container.discard()
-            self._dismiss(container)
+            self._dismiss(container, self.stop)
             if reason:
                 raise errors.Unavailable(reason, object=request.id) from exc
             raise
@@ -158,9 +159,18 @@ class Sandbox:
         return container.start()
 
     def delete(self, container: Container) -> None:
-        """Delete a container; the machine too when it was the first or the last one."""
-        container.delete()
-        self._dismiss(container)
+        """Delete a container; the machine too when it was the first or the last one.
+
+        Then nothing of the container is left, and the machine is taken down. Only a pod in a network namespace of its
+        engine's, which is taken away next, waits for the end of that.
+        """
+        waits = self._plan is not None and self._plan.netns
+        container.delete(machine_ends=self._machine_ends_with(container))
+        self._dismiss(container, self.stop if waits else self._let_go)
+
+    def _machine_ends_with(self, container: Container) -> bool:
+        with self._guard:
+            return container.id == self.sandbox_id or len(self.containers) == 1
 
     def find(self, container_id: str) -> Container:
         """The container. Raises NotFound."""
@@ -171,16 +181,19 @@ class Sandbox:
 
     def stop(self) -> None:
         """End the machine and take away all that is on the host. Repeatable."""
+        self._let_go()
+        for thread in tuple(self._ending):
+            thread.join()
+
+    def _let_go(self) -> None:
+        """Begin with that. The store, whose lock others wait for, goes last."""
         with self._building:
-            machine, self._machine = self._machine, None
-            if machine is not None:
-                machine.close()
-            if self._netns_fd >= 0:
-                os.close(self._netns_fd)
-                self._netns_fd = -1
-            store, self._store = self._store, None
-            if store is not None:
-                store.remove()
+            parts = (self._machine, self._netns_fd, self._store)
+            self._machine, self._netns_fd, self._store = None, -1, None
+            self._ending = [thread for thread in self._ending if thread.is_alive()]
+            if parts != (None, -1, None):
+                self._ending.append(threading.Thread(target=_take_down, args=parts, name="hako-take-down"))
+                self._ending[-1].start()
 
     def end(self) -> None:
         """End the pod because its process ends: every process is told as ended, nothing is left on the
@@ -286,14 +299,14 @@ class Sandbox:
         machine.on_end(self._machine_ended)
         self._await_oom(machine)
 
-    def _dismiss(self, container: Container) -> None:
+    def _dismiss(self, container: Container, end_machine: Callable[[], None]) -> None:
         with self._guard:
             self.containers.pop(container.id, None)
             last = not self.containers
         if container.id == self.sandbox_id and not last:
             self._machine_ended("its sandbox was deleted")
         if last or container.id == self.sandbox_id:
-            self.stop()
+            end_machine()
         if last:
             self._plan = None  # a later Create in this process starts anew
             self._end_reason = ""
@@ -333,3 +346,13 @@ class Sandbox:
             machine.agent.next_oom(told)
 
         machine.agent.next_oom(told)
+
+
+def _take_down(machine: Machine | None, netns_fd: int, store: Store | None) -> None:
+    """What a pod had, its directory last: its lock tells others that somebody is still at work."""
+    if machine is not None:
+        machine.close()
+    if netns_fd >= 0:
+        os.close(netns_fd)
+    if store is not None:
+        store.remove()

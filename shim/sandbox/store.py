@@ -10,10 +10,9 @@ The lock answers "is the pod's process alive?" without a pid: the kernel drops i
 
 from __future__ import annotations
 
-import errno
 import fcntl
-import json
 import os
+import time
 
 from shim.errors import AlreadyExists, HakoError
 
@@ -27,6 +26,7 @@ STATE_FILE = "state.json"
 LOCK_FILE = "lock"
 NEW = ".new"  # appended to the name of a file that is being written
 VERSION = 1
+PREDECESSOR = 2.0  # seconds for a process that had the same pod to let go of it
 
 
 def start_time(pid: int) -> int:
@@ -59,11 +59,10 @@ class Store:
     def create(cls, directory: str, sandbox_id: str, namespace: str) -> Store:
         """A new store in `directory` (host path, made if missing).
 
-        Raises HakoError if it cannot be written; nothing is left then. Raises AlreadyExists if a process has it.
+        Raises HakoError if it cannot be written; nothing is left then. Raises AlreadyExists if a process has it and keeps it.
         """
         try:
-            os.makedirs(directory, mode=0o711, exist_ok=True)
-            store = cls(directory, take_lock(directory), {})
+            store = cls(directory, _take_over(directory), {})
         except BlockingIOError as exc:
             raise AlreadyExists("a process that lives has this state", step=STEP, object=directory) from exc
         except OSError as exc:
@@ -88,6 +87,8 @@ class Store:
         self.change(lambda state: state["processes"].append(entry))
 
     def _save(self) -> None:
+        import json  # not for `delete`, which only reads
+
         path = os.path.join(self.directory, STATE_FILE)
         try:
             write_atomically(path, json.dumps(self.state).encode())
@@ -137,31 +138,54 @@ def _remove_empty(directory: str) -> None:
             break
 
 
-def take_lock(directory: str) -> int:
-    """A descriptor that holds the pod's lock. Raises BlockingIOError if somebody else has it."""
-    fd = os.open(os.path.join(directory, LOCK_FILE), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        os.close(fd)
-        raise
-    return fd
+def _take_over(directory: str) -> int:
+    """The lock of a directory that is made if it is missing, once a predecessor has gone. Raises OSError."""
+    deadline = time.monotonic() + PREDECESSOR
+    while True:
+        try:
+            os.makedirs(directory, mode=0o711, exist_ok=True)
+            return take_lock(directory, os.O_CREAT)
+        except (BlockingIOError, FileNotFoundError):  # it is there still, or has just removed the directory
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.005)
+
+
+def take_lock(directory: str, flags: int = 0) -> int:
+    """A descriptor that holds the pod's lock. Raises BlockingIOError if somebody else has it, FileNotFoundError if there is
+    none and `flags` has not O_CREAT.
+    """
+    path = os.path.join(directory, LOCK_FILE)
+    while True:
+        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | flags, 0o600)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.path.samestat(os.fstat(fd), os.stat(path)):
+                return fd
+        except BaseException:
+            os.close(fd)
+            raise
+        os.close(fd)  # of a pod that was removed meanwhile
 
 
 def is_alive(directory: str) -> bool:
     """Whether the pod's process lives."""
     try:
         os.close(take_lock(directory))
-    except OSError as exc:
-        return exc.errno in (errno.EAGAIN, errno.EACCES)
+    except BlockingIOError:
+        return True
+    except OSError:
+        pass
     return False
 
 
 def read(directory: str) -> dict[str, Any] | None:
     """The state on disk, None if there is none (or only the beginning of one)."""
+    from shim import light
+
     try:
         with open(os.path.join(directory, STATE_FILE), "rb") as stream:
-            state = json.load(stream)
+            state = light.loads(stream.read())
     except (OSError, ValueError):
         return None
     return state if isinstance(state, dict) and state.get("version") == VERSION else None

@@ -62,12 +62,11 @@ def run(
     except ConfigError as exc:
         refusal = exc
     log = Log("debug" if invocation.debug else config.runtime.log_level)
-    daemon = Daemon(config, log, invocation, sandbox_id, options.config_path, spare, started)
+    daemon = Daemon(config, log, invocation, sandbox_id, path, options.config_path, spare, started)
     daemon.refuse(refusal)
     try:
         daemon.serve(listener)
     finally:
-        _unlink(path)
         daemon.close()
     return 0
 
@@ -81,11 +80,13 @@ class Daemon:
         log: Log,
         invocation: Invocation,
         sandbox_id: str,
+        path: str,
         config_path: str,
         spare: Spare | None,
         started: Callable[[], None] | None,
     ) -> None:
         self._log = log
+        self._path = path
         self._config_path = config_path
         self._started = started
         self._factory = HostFactory(log, spare)
@@ -145,13 +146,24 @@ class Daemon:
 
     def close(self) -> None:
         """End what is left and tell the engine the last events."""
+        self._give_up_address()
         self._sandbox.end()
         self._factory.close()
         self._publisher.close(LAST_EVENTS)
         self._server.close()
 
+    def _give_up_address(self) -> None:
+        """Once: the next process of a pod with this name has a socket at the same place."""
+        path, self._path = self._path, ""
+        if path:
+            _unlink(path)
+
     def _end_soon(self) -> None:
-        """Stop once the answers are out; from any thread, before the one to Shutdown itself was given."""
+        """Stop once the answers are out; from any thread, before the one to Shutdown itself was given.
+
+        After that answer nobody shall find us: an engine executes `delete` next, which would ask us to end.
+        """
+        self._give_up_address()
 
         def plan_end() -> None:
             self._loop.call_later(FLUSH, self._end_when_flushed)

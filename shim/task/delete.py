@@ -50,13 +50,17 @@ def _delete_from(directory: str, invocation: Invocation, sandbox_id: str) -> int
     from shim.sandbox import cleanup, store
 
     socket_path = paths.task_socket(sandbox_id, invocation.namespace)
-    state = store.read(directory)
+    state = store.read(directory) or {}
     if store.is_alive(directory):
-        if state is None or invocation.id not in state.get("containers", {}):
+        containers = state.get("containers")
+        if containers and invocation.id not in containers:
             return 0
-        if _deleted_through(socket_path, invocation.id) or invocation.id != sandbox_id:
+        if not containers:  # it takes down what it had, or was never asked for anything
+            _end_unused(socket_path, invocation.id)
+        elif _deleted_through(socket_path, invocation.id) or invocation.id != sandbox_id:
             return 0
-        cleanup.kill(state["pid"], state["start_time"])  # it hangs: the engine wants its pod gone
+        else:  # it hangs: the engine wants its pod gone
+            cleanup.kill(state["pid"], state["start_time"])
     return cleanup.clean_up(directory, socket_path, invocation.id)
 
 

@@ -6,6 +6,7 @@ import os
 import signal
 import stat
 import subprocess
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +17,8 @@ import pytest
 
 from agent.api import empty_pb2
 from agent.ttrpc.client import Client
+from shim import paths
+from shim.sandbox.store import Store
 from shim.task.api import task_pb2
 from tests.framework.containerd import short_directory, write_launcher
 from tests.framework.taskpod import write_bundle
@@ -135,7 +138,7 @@ def test_shutdown_ends_the_process_and_its_socket(shim: Shim) -> None:
     client = connect(address)
     pid = call(client, "Connect", task_pb2.ConnectRequest(id="c1"), task_pb2.ConnectResponse).shim_pid
     call(client, "Shutdown", task_pb2.ShutdownRequest(id="c1"), empty_pb2.Empty)
-    assert wait_until_gone(address.removeprefix("unix://"))
+    assert not os.path.exists(address.removeprefix("unix://")), "whoever comes after the answer begins anew"
     assert wait_until_gone(f"/proc/{pid}")
 
 
@@ -272,3 +275,15 @@ def test_delete_removes_the_socket_of_a_killed_process(shim: Shim) -> None:
     assert path.exists()
     shim.delete("c1", bundle)
     assert not path.exists()
+
+
+def test_delete_waits_for_a_process_that_takes_its_pod_down(shim: Shim, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Delete was answered, the machine still goes: once `delete` has ended it is gone."""
+    bundle = write_bundle(shim.directory / "b", ["true"])
+    monkeypatch.setenv("HAKO_STATE_DIR", str(shim.directory / "h"))
+    store = Store.create(paths.sandbox_dir("c1", "ns"), "c1", "ns")
+    going = threading.Timer(1.0, store.remove)
+    going.start()
+    assert shim.delete("c1", bundle).exit_status == 137
+    assert not os.path.exists(store.directory)
+    going.join()

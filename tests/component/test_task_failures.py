@@ -14,6 +14,7 @@ import pytest
 from agent.ttrpc import status
 from agent.ttrpc.status import RpcError
 from shim.errors import BootError, HakoError
+from shim.sandbox import store, stub
 from shim.task.api import task_pb2
 from tests.framework.containerd import short_directory
 from tests.framework.taskpod import Pod, alive
@@ -48,9 +49,12 @@ def start_in_vain(pod: Pod) -> None:
 
 
 def assert_gone(pod: Pod) -> None:
-    """Nothing of the pod is left on the host."""
+    """Nothing of the pod is left on the host: of its containers at once, of its machine soon."""
     assert not mounts_of(pod.directory)
-    assert not list((pod.directory / "state/pods").glob("*/*"))
+    deadline = time.monotonic() + 5
+    while left := list((pod.directory / "state/pods").glob("*/*")):
+        assert time.monotonic() < deadline, left
+        time.sleep(0.01)
 
 
 @pytest.mark.parametrize("state", ["created", "running", "paused"])
@@ -210,8 +214,8 @@ def test_the_pause_container_takes_the_others_with_it(pod: Pod) -> None:
     assert sorted(exits[:2]) == ["c1", "c2"] and exits[2] == "pod1"
     for name in ("c1", "c2", "pod1"):
         pod.call("Delete", id=name)
-    assert pod.machine.closed
     assert_gone(pod)
+    assert pod.machine.closed
 
 
 def test_a_container_restarts_in_a_living_pod(pod: Pod) -> None:
@@ -222,6 +226,65 @@ def test_a_container_restarts_in_a_living_pod(pod: Pod) -> None:
         assert pod.call("Wait", id="c1").exit_status == 3
         pod.call("Delete", id="c1")
     assert len(pod.factory.machines) == 1 and not pod.machine.closed
+
+
+def slow_machine(pod: Pod, monkeypatch: pytest.MonkeyPatch) -> threading.Event:
+    """A machine that does not end before the event is set."""
+    may_end = threading.Event()
+    close = pod.machine.close
+
+    def close_late() -> None:
+        may_end.wait(10)
+        close()
+
+    monkeypatch.setattr(pod.machine, "close", close_late)
+    return may_end
+
+
+def test_delete_does_not_wait_for_the_end_of_the_machine(pod: Pod, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The guest is not asked to clear up before it is killed. The state, and its lock, stay until all has gone."""
+    pod.run("pod1", "exit", "3")
+    pod.call("Wait", id="pod1")
+    may_end = slow_machine(pod, monkeypatch)
+    assert pod.call("Delete", id="pod1", timeout=5).exit_status == 3
+    assert not pod.guest.called("RemoveContainer")
+    (state,) = (pod.directory / "state/pods").glob("*/*")
+    assert store.is_alive(str(state))
+    ending = threading.Thread(target=pod.sandbox.end)
+    ending.start()
+    ending.join(0.2)
+    assert ending.is_alive(), "the process does not end before its machine has"
+    may_end.set()
+    ending.join(5)
+    assert not ending.is_alive() and not state.exists()
+
+
+def test_delete_waits_where_the_engine_takes_the_network_away_next(pod: Pod, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Links in a namespace that the engine gave are let go of before it knows of the deletion."""
+    netns = stub.new_netns()
+    path = f"/proc/{os.getpid()}/fd/{netns}"
+    namespaces = [{"type": "pid"}, {"type": "network", "path": path}, {"type": "mount"}]
+    pod.run("pod1", "exit", "3", spec={"linux": {"namespaces": namespaces}})
+    pod.call("Wait", id="pod1")
+    may_end = slow_machine(pod, monkeypatch)
+    deleting = threading.Thread(target=lambda: pod.call("Delete", id="pod1"))
+    deleting.start()
+    deleting.join(0.2)
+    assert deleting.is_alive()
+    may_end.set()
+    deleting.join(5)
+    os.close(netns)
+    assert not deleting.is_alive()
+    assert not list((pod.directory / "state/pods").glob("*/*"))
+
+
+def test_a_guest_that_may_have_unsaved_data_is_asked_to_clear_up(pod: Pod, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file system on a writable disk is unmounted before the VM is killed."""
+    pod.run("pod1", "exit", "3")
+    pod.call("Wait", id="pod1")
+    monkeypatch.setattr(pod.machine.files, "unsaved", True)
+    pod.call("Delete", id="pod1")
+    assert pod.guest.called("RemoveContainer")
 
 
 def test_a_host_network_is_refused(pod: Pod) -> None:

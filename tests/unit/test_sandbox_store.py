@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 from pathlib import Path
 
 import pytest
@@ -43,6 +44,24 @@ def test_one_process_has_a_pod(tmp_path: Path) -> None:
     made.close()
     assert not store.is_alive(str(tmp_path))
     Store.create(str(tmp_path), "p", "ns").close()
+
+
+def test_a_successor_waits_until_the_predecessor_has_gone(tmp_path: Path) -> None:
+    """A pod of the same name comes while the old one is being taken down: it gets a directory of its own."""
+    made = Store.create(str(tmp_path / "p"), "p", "ns")
+    going = threading.Timer(0.2, made.remove)
+    going.start()
+    second = Store.create(str(tmp_path / "p"), "p", "ns")
+    going.join()
+    assert store.is_alive(str(tmp_path / "p")) and store.read(str(tmp_path / "p")) is not None
+    second.remove()
+
+
+def test_asking_for_life_leaves_no_trace(tmp_path: Path) -> None:
+    """A directory that is just being removed must not get a new file."""
+    (tmp_path / "p").mkdir()
+    assert not store.is_alive(str(tmp_path / "p")) and not store.is_alive(str(tmp_path / "missing"))
+    assert not list((tmp_path / "p").iterdir())
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"version": 99}'])
