@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import os
 
+from agent import arrival
 from agent.api import agent_pb2, types_pb2
 from agent.errors import AgentError, InvalidSpec, step_error
 from agent.linux import netlink, procfs, syscalls, uevent
@@ -95,6 +96,7 @@ def _await_link(kernel: Netlink, mac: str, seconds: float) -> Link:
     def look() -> Link | None:
         return next((link for link in kernel.links() if link.mac == mac), None)
 
+    arrival.look_again()
     link = uevent.wait_for(look, ("net",), seconds)
     if link is None:
         raise LinkNotFound(mac)

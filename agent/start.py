@@ -4,7 +4,7 @@ Owns the order of things. As PID 1 the machine's set-up comes first (agent.init)
 agent's end switches the machine off. Called by __main__ with the garbage collector off.
 
 In a template (kernel parameter agent.template=1) the agent warms up before its hello and says that it may be
-saved; each clone goes on from there when its devices come.
+saved; each clone goes on from there when its vsock device is back (agent.arrival).
 """
 
 from __future__ import annotations
@@ -13,9 +13,10 @@ import _socket
 import gc
 import os
 import sys
+import time
 from time import monotonic_ns
 
-from agent import config, init, log, orphans, sandbox_storages, spans, storage, warm
+from agent import arrival, config, init, log, orphans, sandbox_storages, spans, storage, warm
 from agent.container import container
 from agent.linux import procfs, vsock
 from agent.linux.loop import Loop
@@ -31,6 +32,10 @@ if TYPE_CHECKING:
 HELLO = b"hako-agent: ready\n"
 TEMPLATE = b"hako-agent: template\n"
 CONSOLE = "/dev/console"
+REST_SECONDS = 2.5
+"""Before a template is saved: free pages are reported to the host two seconds after the last was freed (PAGE_REPORTING_DELAY
+in the kernel's mm/page_reporting.c), and each clone would do it again
+"""
 LAST_ANSWER_SECONDS = 1.0
 """After DestroySandbox: what its answer may take to reach the host."""
 
@@ -116,10 +121,11 @@ def serve(chosen: config.Config, began: int, *, is_init: bool) -> None:
     if chosen.template:
         warm.clear_free_memory()
         spans.forget()
-        arrival = warm.Arrival()
+        arriving = arrival.Arrival()
+        time.sleep(REST_SECONDS)
         began = monotonic_ns()  # the clock of a clone goes on from here
         os.write(console, TEMPLATE)
-        arrival.wait()
+        arriving.wait()
     os.write(console, HELLO)
     spans.keep("agent", "", began)
     agent.loop.run()

@@ -1,8 +1,8 @@
 """Before a VM is saved as a template, and after: the agent does once what every pod will ask of it.
 
-Owns: the throw-away container, what memory a template has, the wait of a clone for its own devices. Called by
-agent.start where the kernel's command line has agent.template=1, and in a clone when the host asks for it (hako.Pool): an
-emulator has translated nothing yet of what a restored VM runs.
+Owns: the throw-away container, what memory a template has. Called by agent.start where the kernel's command line has
+agent.template=1, and in a clone when the host asks for it (hako.Pool): an emulator has translated nothing yet of what a
+restored VM runs.
 
 A clone goes on where the template was saved, so all that is done here is done for every pod: modules are loaded,
 the interpreter has specialized its byte code, the kernel has its caches. It must not depend on who the clone is:
@@ -22,7 +22,7 @@ from agent import config, seccomp
 from agent.api import agent_pb2, empty_pb2, jsonmap, oci_pb2, pool_pb2
 from agent.cgroups import devices
 from agent.errors import InvalidSpec
-from agent.linux import procfs, uevent
+from agent.linux import procfs
 from agent.ttrpc import frames
 from agent.ttrpc.ttrpc_pb2 import Request, Response
 
@@ -35,10 +35,7 @@ if TYPE_CHECKING:
 
 HOME = "/run/hako-warm"
 ROOTFS = HOME + "/rootfs"
-DRIVERS = "/sys/bus/virtio/drivers"
-VSOCK_DRIVER = b"vmw_vsock_virtio_transport"
 ANSWER_SECONDS = 60.0
-FOR_EVER = 1e9
 KEPT_FREE = 12 << 20
 """bytes that clear_free_memory leaves, so that nothing is reclaimed for it"""
 END_OF_OUTPUT = bytes(4)
@@ -58,9 +55,6 @@ _CODE = (
     # mov eax, 1 (write); mov edi, 1; mov esi, text; mov edx, 1; syscall; xor edi, edi; push 60 (exit); pop rax
     + b"\xba\x01\x00\x00\x00\x0f\x05\x31\xff\x6a\x3c\x58\x0f\x05\n"
 )
-
-
-# --- before ---------------------------------------------------------------------------------------------------
 
 
 def rehearse(
@@ -284,25 +278,3 @@ def device_rules(allowed: tuple[tuple[int, int | None], ...], *, nodes: bool) ->
 
 def _mount(destination: str, fstype: str, source: str, options: list[str]) -> dict[str, Any]:
     return {"destination": destination, "type": fstype, "source": source, "options": options}
-
-
-# --- after ----------------------------------------------------------------------------------------------------
-
-
-class Arrival:
-    """The vsock device that the host plugs into a clone. Made before the template is saved, so that nothing is missed."""
-
-    def __init__(self) -> None:
-        self._events = uevent.Uevents()
-
-    def wait(self) -> None:
-        """Until its driver is up: a host that connects before breaks vhost-device-vsock."""
-        with self._events:
-            if not self._events.await_driver(VSOCK_DRIVER):
-                uevent.wait_for(_is_bound, ("virtio",), FOR_EVER)
-
-
-def _is_bound(directory: str = DRIVERS) -> bool | None:
-    """Looked at only when events were lost."""
-    names = os.listdir(f"{directory}/{VSOCK_DRIVER.decode()}")
-    return True if any(name.startswith("virtio") for name in names) else None

@@ -74,24 +74,6 @@ class Uevents:
             if sender[0] == 0:
                 return parse(data)
 
-    def await_driver(self, driver: bytes) -> bool:
-        """Until the kernel says that this driver has taken a device; False if events were lost meanwhile.
-
-        Said once the driver's probe is over. No more code than that: a VM that was restored without KVM
-        translates each line of it anew.
-        """
-        self._socket.settimeout(None)
-        word = b"\0DRIVER=" + driver + b"\0"
-        while True:
-            try:
-                data, sender = self._socket.recvfrom(_LONGEST)
-            except OSError as error:
-                if error.errno == errno.ENOBUFS:
-                    return False
-                raise
-            if data.startswith(b"bind@") and word in data and sender[0] == 0:
-                return True
-
 
 def wait_for(
     check: Callable[[], Result | None], subsystems: tuple[str, ...], seconds: float

@@ -13,7 +13,7 @@ from __future__ import annotations
 import errno
 import os
 
-from agent import mounts
+from agent import arrival, mounts
 from agent.errors import AgentError, InvalidSpec, Unsupported, step_error
 from agent.linux import syscalls, uevent
 from agent.rootfs import fd_path
@@ -133,6 +133,7 @@ def _virtio_fs(storage: agent_pb2.Storage, seconds: float) -> None:
             raise
         return True
 
+    arrival.look_again()
     if uevent.wait_for(attempt, ("virtio", "virtiofs"), seconds) is None:
         raise OSError(
             errno.EINVAL, f"no virtio-fs device has the tag {storage.source!r}", storage.mount_point

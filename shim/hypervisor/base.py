@@ -80,7 +80,8 @@ class VmSpec(NamedTuple):
     read-only), or `initrd`. `cmdline_extra` is appended to the kernel's command line. With `serial` there
     is a serial port, and early boot and panics are seen. `accelerator` is "kvm" or "tcg". `memory_fd` is a
     file of exactly `memory_mib` that the VMM maps as the guest's RAM, -1: it makes its own. With `template`
-    the guest is one that is saved, or was: it warms up, says TEMPLATE, and says HELLO when it has a vsock device.
+    the guest is one that is saved, or was: it warms up, says TEMPLATE, and says HELLO when it has its vsock device
+    again, which it has when it boots, and which is not saved.
     """
 
     name: str

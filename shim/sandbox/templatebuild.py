@@ -12,22 +12,23 @@ from __future__ import annotations
 import os
 import sys
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
 from shim import config as configuration
-from shim import process
+from shim import paths, process
 from shim.errors import HakoError
 from shim.hypervisor import host
 from shim.hypervisor.qemu.driver import Qemu
+from shim.hypervisor.vsock import open_transport
 from shim.process import NEW_NETNS, Confinement
 from shim.sandbox import guestfiles, hostfacts, savedshare, template, templatekey, vmspec
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from shim.config import Config
-    from shim.hypervisor.base import VmSpec
+    from shim.hypervisor.base import VmSpec, Vsock
     from shim.sandbox.templatekey import Identity
 
 NICENESS = "10"
@@ -96,8 +97,10 @@ def _make(config: Config, wanted: Shape) -> template.Template:
     state = os.memfd_create("hako-template-state", os.MFD_CLOEXEC)
     try:
         os.ftruncate(memory, wanted.spec.memory_mib << 20)
-        spec = wanted.spec._replace(memory_fd=memory, confine=_confinement(config))
+        confine = _confinement(config)
         with ExitStack() as ours:
+            vsock = ours.enter_context(_vsock(config, wanted.identity.key, confine))
+            spec = wanted.spec._replace(memory_fd=memory, confine=confine, vsock=vsock)
             if spec.share is not None:
                 directory = ours.enter_context(template.workplace(wanted.identity.key))
                 spec = spec._replace(share=ours.enter_context(savedshare.empty(config, directory)))
@@ -107,6 +110,21 @@ def _make(config: Config, wanted: Shape) -> template.Template:
     finally:
         os.close(memory)
         os.close(state)
+
+
+@contextmanager
+def _vsock(config: Config, key: str, confine: Confinement) -> Iterator[Vsock]:
+    """A device for the guest to know, to which nobody connects."""
+    import shutil
+
+    directory = paths.daemon_socket_dir(f"template-{key}", "")
+    os.makedirs(os.path.dirname(directory), mode=0o711, exist_ok=True)
+    shutil.rmtree(directory, ignore_errors=True)  # of a maker that was killed: we have its lock
+    transport = open_transport(config.vsock, directory, confine)
+    try:
+        yield transport.device()
+    finally:
+        transport.close()
 
 
 def _about(config: Config, spec: VmSpec) -> dict[str, object]:

@@ -20,7 +20,7 @@ from shim.hypervisor import host
 from shim.hypervisor.base import Hypervisor, VmSpec
 from shim.share import virtiofsd
 
-FORMAT = "1"  # of the saved files, and of what the agent and the host expect of each other around a restore
+FORMAT = "2"  # of the saved files, and of what the agent and the host expect of each other around a restore
 KEY_DIGITS = 24
 BLOCK = 1 << 20
 

@@ -44,7 +44,7 @@ AGENT_LINES: list[tuple[str, set[str]]] = [
     ("apart", {"container"}),
     (
         "free",
-        {"namespaces", "mounts", "rootfs", "devices", "cgroups", "seccomp", "capabilities", "rlimits",
+        {"arrival", "namespaces", "mounts", "rootfs", "devices", "cgroups", "seccomp", "capabilities", "rlimits",
          "hooks", "users", "storage", "network", "guest", "init", "process", "config", "streams",
          "container_devices", "modules", "oom", "orphans", "sandbox_storages", "shared_namespaces"},
     ),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from agent.arrival import PORT_NAME
 from shim.hypervisor.base import Disk, Nic, Share, VmSpec, Vsock
 from shim.hypervisor.qemu import argv
 from shim.hypervisor.qemu.argv import Fds, Options
@@ -123,6 +124,27 @@ def test_a_share_is_mounted_by_a_template_only() -> None:
     clone = argv.command(spec._replace(share=Share(21, "kataShared")), fds, options, incoming=True)
     differ = [(a, b) for a, b in zip(template, clone, strict=False) if a != b]
     assert differ == [("socket,id=share,fd=20", "socket,id=share,fd=21")]
+
+
+def test_a_template_has_a_vsock_device_in_its_clones_place() -> None:
+    """Its clones' command lines have none: it is taken away before the VM is saved."""
+    spec = MINIMAL._replace(template=True, vsock=Vsock(14))
+    words = argv.command(spec, Fds(10, 11, 15, disks=(12,), arrival=16), Options(ports=2))
+    place = "id=vsock,bus=port0,addr=0.0,multifunction=on,vectors=0"
+    assert words.index(f"vhost-user-vsock-pci,{place},chardev=vsock") > words.index(argv.root_port(0))
+    assert sum("vsock-pci" in word for word in words) == 1
+    assert f"virtserialport,bus=serial0.0,chardev=arrival,name={PORT_NAME}" in words
+    assert argv.placeholder(Vsock(14, 7), "kvm") == [
+        "-device", "vhost-vsock-pci,id=vsock,bus=port0,addr=0.0,multifunction=on,vhostfd=14,guest-cid=7",
+    ]  # fmt: skip
+
+
+def test_emulated_clones_need_no_generation_id() -> None:
+    """The host reseeds them; ACPI's events are dear there."""
+    line = " ".join(argv.command(MINIMAL._replace(template=True), Fds(10, 11, 15, disks=(12,)), Options(ports=2)))
+    assert "vmgenid" not in line
+    hardware = MINIMAL._replace(template=True, accelerator="kvm")
+    assert "vmgenid,guid=auto" in argv.command(hardware, Fds(10, 11, 15, disks=(12,)), Options(ports=2))
 
 
 def test_firmware_of_a_qemu_elsewhere_is_beside_it() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import pytest
 
 from shim.config import Config, FactoryConfig, HypervisorConfig, ShareConfig
 from shim.errors import BootError
-from shim.hypervisor.base import Share, VmSpec
+from shim.hypervisor.base import Share, VmSpec, Vsock
 from shim.hypervisor.qemu.driver import Qemu
 from shim.sandbox import clone, savedshare, template, templatebuild
 from shim.sandbox.guestfiles import GuestFiles
@@ -159,6 +159,7 @@ def test_one_that_cannot_be_made_is_made_without(config: Config, guest: GuestFil
 
     monkeypatch.setattr(Qemu, "save", save)
     monkeypatch.setattr(savedshare, "empty", empty)
+    monkeypatch.setattr(templatebuild, "_vsock", lambda *_: nullcontext(Vsock(-1)))
     best = Shape(config, "tcg", 1, guest)
     made = templatebuild.build(config, best)
     plugged = best.plugged()

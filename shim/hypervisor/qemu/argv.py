@@ -18,6 +18,9 @@ MEMORY_SLOTS = 16  # DIMMs that can be plugged; each is one vhost-user memory re
 DIMM_MIB = 128  # x86 hot-plugs memory in sections of 128 MiB
 PORTS_SLOT = 0x10  # the first slot of the root complex that holds root ports, eight of them in each
 PORTS_PER_SLOT = 8
+# A plugged vsock device of an emulated VM has a plain interrupt: the guest has the code for setting up a message
+# signalled one to translate first (7 ms), and nothing in an emulator makes those cheaper afterwards (make bench).
+PLAIN_INTERRUPT = {"vectors": 0}
 # TCG carries out `rep movsb` byte by byte: without the features that make the kernel prefer it, it copies eight bytes at
 # a time, and pipes and virtio-fs move four and two times as much (make bench).
 TCG_MODEL = "max,-erms,-fsrm"
@@ -31,6 +34,7 @@ class Fds(NamedTuple):
     kernel: int
     initrd: int = -1
     serial: int = -1
+    arrival: int = -1
     disks: tuple[int, ...] = ()
 
 
@@ -58,16 +62,18 @@ def command(spec: VmSpec, fds: Fds, options: Options, *, incoming: bool = False)
         *kernel(spec, fds),
         *monitor(fds),
         *console(fds, bus),
+        *arrival(fds),
         *serial(fds),
         *entropy(bus),
         *balloon(bus),
-        *generation_id(options),
+        *generation_id(spec, options),
         *root_disk(spec, fds, bus),
         *(word for at, disk in enumerate(spec.disks) for word in extra_disk(disk, fds.disks, at, spec, bus)),
         *share(spec.share, bus),
-        *vsock(spec.vsock, bus),
+        *([] if spec.template else vsock(spec.vsock, bus)),
         *(word for number, nic in enumerate(spec.nics) for word in network(nic, f"net{number}", bus)),
         *root_ports(options),
+        *(placeholder(spec.vsock, spec.accelerator) if spec.template else []),
         *confinement(options),
         *(["-S", "-incoming", "defer"] if incoming else []),
     ]
@@ -218,6 +224,16 @@ def console(fds: Fds, bus: Bus) -> list[str]:
     ]  # fmt: skip
 
 
+def arrival(fds: Fds) -> list[str]:
+    """A port on which a saved VM that runs again is told so."""
+    if fds.arrival < 0:
+        return []
+    return [
+        "-chardev", f"socket,id=arrival,fd={fds.arrival}",
+        "-device", "virtserialport,bus=serial0.0,chardev=arrival,name=hako.arrival",
+    ]  # fmt: skip
+
+
 def serial(fds: Fds) -> list[str]:
     """ttyS0, only to see why a boot fails: each character costs an exit."""
     if fds.serial < 0:
@@ -238,9 +254,15 @@ def balloon(bus: Bus) -> list[str]:
     return bus.device("virtio-balloon", "free-page-reporting=on")
 
 
-def generation_id(options: Options) -> list[str]:
-    """Changes when a VM is restored, which reseeds the guest's random pool. It needs ACPI."""
-    return [] if options.machine == "microvm" else ["-device", "vmgenid,guid=auto"]
+def generation_id(spec: VmSpec, options: Options) -> list[str]:
+    """Changes when a VM is restored, which reseeds the guest's random pool. It needs ACPI.
+
+    Emulated clones do without: the host's seed does the same (sandbox/clone.py), and interpreting ACPI's code for the
+    first time costs them 2500 pieces of code, 12 ms.
+    """
+    if options.machine == "microvm" or (spec.template and spec.accelerator == "tcg"):
+        return []
+    return ["-device", "vmgenid,guid=auto"]
 
 
 def root_disk(spec: VmSpec, fds: Fds, bus: Bus) -> list[str]:
@@ -283,6 +305,22 @@ def vsock(given: Vsock | None, bus: Bus) -> list[str]:
     if given.cid:
         return bus.device("vhost-vsock", f"vhostfd={given.fd},guest-cid={given.cid}")
     return ["-chardev", f"socket,id=vsock,fd={given.fd}", *bus.device("vhost-user-vsock", "chardev=vsock")]
+
+
+def placeholder(given: Vsock | None, accelerator: str) -> list[str]:
+    """The vsock device of a template, as and where its clones get theirs: function 0 of the device in the first port."""
+    if given is None:
+        return []
+    place = "id=vsock,bus=port0,addr=0.0,multifunction=on"
+    place += "".join(f",{name}={value}" for name, value in vsock_interrupt(accelerator).items())
+    if given.cid:
+        return ["-device", f"vhost-vsock-pci,{place},vhostfd={given.fd},guest-cid={given.cid}"]
+    return ["-chardev", f"socket,id=vsock,fd={given.fd}", "-device", f"vhost-user-vsock-pci,{place},chardev=vsock"]
+
+
+def vsock_interrupt(accelerator: str) -> dict[str, int]:
+    """Properties of a vsock device that is plugged, or is there to be replaced by one."""
+    return PLAIN_INTERRUPT if accelerator == "tcg" else {}
 
 
 def network(nic: Nic, name: str, bus: Bus) -> list[str]:

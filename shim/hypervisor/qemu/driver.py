@@ -58,7 +58,8 @@ class Qemu:
         share = spec.share._replace(fd=0) if spec.share is not None else None
         plain = spec._replace(name="", uuid="", memory_fd=0, share=share)
         disks = tuple(0 for _ in range(len(spec.disks) + bool(spec.image)))
-        return argv.command(plain, argv.Fds(0, 0, 0, 0 if spec.initrd else -1, disks=disks), self._options)
+        fds = argv.Fds(0, 0, 0, 0 if spec.initrd else -1, arrival=0 if spec.template else -1, disks=disks)
+        return argv.command(plain, fds, self._options)
 
     def restore(self, spec: VmSpec) -> QemuVm:
         """See base.Hypervisor; a QemuVm is what waits and, after `enter`, what runs."""
@@ -111,16 +112,19 @@ class QemuVm:
             qmp, qmp_fd = _pair(undo, theirs)
             console, console_fd = _pair(undo, theirs)
             serial, serial_fd = _pair(undo, theirs) if self._spec.serial else (None, -1)
+            arrival, arrival_fd = _pair(undo, theirs) if self._spec.template else (None, -1)
             fds = argv.Fds(
                 qmp_fd,
                 console_fd,
                 _opened(self._spec.kernel, theirs),
                 _opened(self._spec.initrd, theirs) if self._spec.initrd else -1,
                 serial_fd,
+                arrival_fd,
                 tuple(_opened_disks(self._spec, theirs)),
             )
             command = argv.command(self._spec, fds, self._options, incoming=self._incoming)
             child = process.spawn(command, fds=_inherited(self._spec, fds), confine=self._spec.confine)
+        self._arrival = arrival
         self._console = Tail(console.detach(), on_data=self._console_said)
         self._serial = Tail(serial.detach()) if serial is not None else None
         self._qmp = Qmp(qmp, self._events.take)
@@ -161,10 +165,9 @@ class QemuVm:
             return
         *lines, self._line = (self._line + chunk).split(b"\n")
         self._line = self._line[-4096:]
-        said = (*lines, self._line)
-        if any(self._hello in line for line in said):
+        if any(self._hello in line for line in lines):
             self._notify(ready=True)
-        elif any(HELLO.encode() in line for line in said):
+        elif any(HELLO.encode() in line for line in lines):
             self._refused = "its agent knows no templates: the guest's image is older than hako"
             self._notify(ready=False)
 
@@ -223,9 +226,11 @@ class QemuVm:
             restore.load(self._qmp, self._events, state_fd)
             self._plugs.pod(share if self._spec.share is None else None, vsock, nics)
             self._qmp.execute("cont")
-        except (Unavailable, QmpError) as exc:
+            if self._arrival is not None:
+                self._arrival.sendall(b"\n")
+        except (Unavailable, QmpError, OSError) as exc:
             # What QEMU says of a stream that it refuses comes with its end; and that comes when its memory is gone.
-            status = self._child.wait(1.0 if isinstance(exc, Unavailable) else 0.2)
+            status = self._child.wait(0.2 if isinstance(exc, QmpError) else 1.0)
             stderr = self._child.stderr_tail()
             killed = status == -signal.SIGKILL
             reason = f"QEMU {process.describe_status(status)}" if killed else str(exc)
@@ -263,6 +268,8 @@ class QemuVm:
             self._console.close()
             if self._serial is not None:
                 self._serial.close()
+            if self._arrival is not None:
+                self._arrival.close()
 
     def _quit(self, timeout: float) -> None:
         left = deadline(timeout)

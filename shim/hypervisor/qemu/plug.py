@@ -137,6 +137,7 @@ class Plugs:
         self._qmp.execute("device_add", driver="vhost-user-fs-pci", id="share", **at, **device)
 
     def _vsock(self, vsock: Vsock, at: Properties) -> None:
+        at = at | argv.vsock_interrupt(self._spec.accelerator)
         if vsock.cid:
             self._qmp.execute("getfd", fdname="vsock", fds=[vsock.fd])
             device: Properties = {"vhostfd": "vsock", "guest-cid": vsock.cid}

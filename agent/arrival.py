@@ -1,0 +1,83 @@
+"""The vsock device of a clone: looked over in the template, taken into use again when the host has put it back.
+
+Owns: what of the device is kept while it is away, the host's word that it is there, the rest of its slot. Called by
+agent.start in a template; `look_again` by whoever misses another device.
+
+The host takes the template's vsock device away behind the guest's back before it saves the VM, and puts another in
+its place before a clone runs. So the clone's kernel knows the device already: its number, its registers' addresses,
+its place in sysfs. What a new one has lost are the addresses that were written into it, and its driver. An emulator
+has translated nothing of what a restored VM runs, and finding a device by ACPI and the PCI bus is 8000 pieces of
+code.
+"""
+
+from __future__ import annotations
+
+import os
+
+DRIVER = "/sys/bus/virtio/drivers/vmw_vsock_virtio_transport"
+PORTS = "/sys/class/virtio-ports"
+DEVICES = "/dev"
+PORT_NAME = "hako.arrival"
+HOTPLUG_EVENT = "/sys/firmware/acpi/interrupts/gpe01"
+"""QEMU's word to ACPI that a PCI device has come (hw/i386/acpi-build.c: method _E01)"""
+
+# The header of PCI's configuration space (linux/pci_regs.h)
+_HEADER = 64
+_COMMAND = slice(0x04, 0x06)
+_BASE_ADDRESSES = slice(0x10, 0x28)
+
+_unseen = ""
+"""a file that makes the kernel look for devices that came together with the vsock device; "" when it has looked"""
+
+
+class Arrival:
+    """Made before the template is saved: the device is let go. Raises OSError, StopIteration where there is none."""
+
+    def __init__(self) -> None:
+        name = next(name for name in os.listdir(DRIVER) if name.startswith("virtio"))
+        device = os.path.dirname(os.path.realpath(f"{DRIVER}/{name}"))
+        self._config = os.open(f"{device}/config", os.O_RDWR | os.O_CLOEXEC)
+        self._header = os.pread(self._config, _HEADER, 0)
+        self._rescan = f"{device}/rescan"
+        self._name = name.encode()
+        self._bind = os.open(f"{DRIVER}/bind", os.O_WRONLY | os.O_CLOEXEC)
+        self._event = os.open(HOTPLUG_EVENT, os.O_WRONLY | os.O_CLOEXEC)
+        self._host = os.open(_port(), os.O_RDONLY | os.O_CLOEXEC)
+        _write(f"{DRIVER}/unbind", self._name)
+        os.write(self._event, b"disable\n")
+
+    def wait(self) -> None:
+        """Until the host says that the device is there, and its driver is up."""
+        global _unseen
+        os.read(self._host, 1)
+        os.pwrite(self._config, self._header[_BASE_ADDRESSES], _BASE_ADDRESSES.start)
+        os.pwrite(self._config, self._header[_COMMAND], _COMMAND.start)
+        os.write(self._bind, self._name)
+        # The event of the plug itself is of no use any more; later ones are.
+        os.write(self._event, b"clear\n")
+        os.write(self._event, b"enable\n")
+        _unseen = self._rescan
+
+
+def look_again() -> None:
+    """Make the kernel find what the host has put beside the vsock device; does nothing the second time."""
+    global _unseen
+    path, _unseen = _unseen, ""
+    if path:
+        _write(path, b"1")
+
+
+def _port() -> str:
+    for name in os.listdir(PORTS):
+        with open(f"{PORTS}/{name}/name") as file:
+            if file.read().strip() == PORT_NAME:
+                return f"{DEVICES}/{name}"
+    raise FileNotFoundError(PORT_NAME)
+
+
+def _write(path: str, data: bytes) -> None:
+    fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        os.write(fd, data)
+    finally:
+        os.close(fd)
