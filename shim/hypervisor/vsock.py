@@ -3,7 +3,7 @@
 Owns: which of the two, the guest's CID, the daemon and its sockets, connecting to a port of the guest. Must
 not know: what is spoken there. Called by sandbox/builder.py: `open_transport` before the VM is launched,
 `connect` once its agent has said hello on the console: vhost-device-vsock breaks for good when somebody
-connects before the guest's driver is up.
+connects before the guest's driver is up, or before the daemon itself knows that it is.
 
 The daemon takes only paths. They are in a directory that the unprivileged user owns, and each appears
 within a deadline, which inotify watches; the VMM gets a connected descriptor. The guest cannot tell the two
@@ -19,7 +19,9 @@ import select
 import socket
 import stat
 import struct
+import termios
 import threading
+import time
 from collections.abc import Callable
 from typing import Final, Protocol
 
@@ -39,6 +41,7 @@ DAEMON_DEADLINE: Final = 5.0  # seconds until the daemon's socket is there
 VHOST_USER: Final = "vhost.sock"  # in the daemon's directory: for the VMM
 HYBRID: Final = "vsock.sock"  # and for us
 ANSWER_BYTES: Final = 32  # "OK 4294967295\n"
+READ_PAUSE: Final = 0.001  # seconds between looks whether the daemon has read what the VMM told it
 
 
 class Transport(Protocol):
@@ -173,7 +176,7 @@ class DaemonTransport:
                 hint="modprobe vhost_vsock, or python -m shim.tools --ensure vhost-device-vsock",
             )
         self._directory = directory
-        self._vm_fd = self._hybrid_fd = -1
+        self._vm_fd = self._told_fd = self._hybrid_fd = -1
         _make_directory(directory, confine)
         try:
             self._arrival = _Arrival(directory)
@@ -194,6 +197,7 @@ class DaemonTransport:
                 _connect_listening(sock, os.path.join(self._directory, VHOST_USER), self._child)
                 self._hybrid_fd = _socket_itself(os.path.join(self._directory, HYBRID))
                 self._vm_fd = sock.detach()
+            self._told_fd = fcntl.fcntl(self._vm_fd, fcntl.F_DUPFD_CLOEXEC, 0)
             self._arrival.close()
         return Vsock(self._vm_fd)
 
@@ -208,6 +212,7 @@ class DaemonTransport:
         left = deadline(timeout)
         sock = _unix_socket()
         try:
+            self._await_told(left)
             sock.settimeout(left())
             sock.connect(f"/proc/self/fd/{self._hybrid_fd}")
             sock.sendall(b"CONNECT %d\n" % port)
@@ -224,6 +229,27 @@ class DaemonTransport:
             raise
         return sock
 
+    def _await_told(self, left: Callable[[], float]) -> None:
+        """Until the daemon has read what the VMM told it. Raises TimeoutError.
+
+        The driver is up when QEMU has written its rings to the vhost-user socket; it waits for no answer to the last dozen
+        messages. A busy machine lets the daemon's other thread take our connection first, for which it has no rings
+        then: 1 of 100 starts at a load of 10. Once the last message is taken, the ones that enable the rings are done.
+        """
+        while self._told_fd >= 0:
+            if not _unread(self._told_fd):
+                self._forget_told()
+            elif not left():
+                raise TimeoutError
+            else:
+                time.sleep(READ_PAUSE)
+
+    def _forget_told(self) -> None:
+        """The daemon ends with the last descriptor of the VMM's side: it must not be ours."""
+        fd, self._told_fd = self._told_fd, -1
+        if fd >= 0:
+            os.close(fd)
+
     def on_exit(self, callback: Callable[[], None]) -> None:
         """See Transport."""
         self._child.on_exit(callback)
@@ -235,6 +261,7 @@ class DaemonTransport:
     def close(self) -> None:
         """See Transport."""
         self.launched()
+        self._forget_told()
         self._child.terminate(0)
         self._child.close()
         self._arrival.close()
@@ -305,6 +332,11 @@ def _connect_listening(sock: socket.socket, path: str, child: Child) -> None:
                 raise Timeout("does not listen", step="vsock", object=path) from exc
         except OSError as exc:
             raise HakoError(exc.strerror or str(exc), step="vsock", object=path) from exc
+
+
+def _unread(fd: int) -> int:
+    """Bytes that were written to a socket and that its peer has not read (unix(7), SIOCOUTQ)."""
+    return int(struct.unpack("i", fcntl.ioctl(fd, termios.TIOCOUTQ, bytes(4)))[0])
 
 
 def _expect_ok(sock: socket.socket, port: int) -> None:

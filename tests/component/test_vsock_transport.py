@@ -82,6 +82,16 @@ def test_slow_answer_ends_at_the_deadline(fake: Open) -> None:
     assert time.monotonic() - start < 0.9
 
 
+def test_a_busy_daemon_is_given_time(fake: Open) -> None:
+    """Nobody connects before it has read what the VMM told it of the guest's rings; nor for ever."""
+    transport = fake("busy")
+    os.write(transport.device().fd, b"twelve rings")
+    transport.launched()
+    with pytest.raises(Timeout, match="vsock port 1024"):
+        transport.connect(1024, 0.1)
+    transport.connect(1024, 5).close()
+
+
 def test_endless_answer_is_refused(fake: Open) -> None:
     """An answer that is no answer is not read for ever."""
     transport = fake("lie")

@@ -4,6 +4,7 @@
 good    answers CONNECT with OK and echoes          refuse  closes after CONNECT
 slow    answers after a second                      lie     answers with an endless line
 die     says something and ends with status 4       never   makes no socket
+busy    reads what the VMM tells it after half a second, and refuses until then
 """
 
 import os
@@ -30,7 +31,7 @@ def talk(peer: socket.socket) -> None:
         time.sleep(1)
     if MODE == "lie":
         peer.sendall(b"O" * 1000)
-    if MODE == "refuse" or not line.startswith(b"CONNECT "):
+    if MODE == "refuse" or (MODE == "busy" and not told.is_set()) or not line.startswith(b"CONNECT "):
         peer.close()
         return
     peer.sendall(b"OK 1024\nearly data" if MODE == "good" else b"OK 1024\n")
@@ -39,6 +40,13 @@ def talk(peer: socket.socket) -> None:
     peer.close()
 
 
+def read_late(vmm: socket.socket) -> None:
+    time.sleep(0.5)
+    vmm.recv(100)
+    told.set()
+
+
+told = threading.Event()
 options = dict(word.split("=", 1) for word in sys.argv[sys.argv.index("--vm") + 1].split(","))
 if MODE == "die":
     os.write(2, b"vhost: no such luck\n")
@@ -49,5 +57,7 @@ hybrid = listen(options["uds-path"])
 time.sleep(0.05)
 vhost = listen(options["socket"])
 vmm = vhost.accept()[0]
+if MODE == "busy":
+    threading.Thread(target=read_late, args=(vmm,), daemon=True).start()
 while True:
     threading.Thread(target=talk, args=(hybrid.accept()[0],), daemon=True).start()
