@@ -43,7 +43,7 @@ MOUNT_POINTS = {"dev": 0o755, "proc": 0o555, "sys": 0o555, "run": 0o755, "tmp": 
 LINKS = {"bin": "usr/bin", "sbin": "usr/bin", "lib": "usr/lib", "lib64": "usr/lib64", "usr/sbin": "bin"}
 FLOOR_INIT = b"""#!/bin/busybox sh
 echo hako-floor: ready
-while read line; do /bin/true; echo ok; done
+while read line; do echo hako-floor: here; done
 """
 
 
@@ -116,7 +116,7 @@ def place(module: closure.Module, python: closure.Python, agent: Path, site: Pat
 
 
 def floor_tree() -> Tree:
-    """The smallest guest: busybox and an init that says `hako-floor: ready`, then runs /bin/true for each line it reads."""
+    """The smallest guest: busybox and an init that says `hako-floor: ready`, and then answers each line it reads."""
     if not BUSYBOX.exists():
         raise BuildError(f"{BUSYBOX} is missing; apt-get install busybox-static")
     tree = skeleton()

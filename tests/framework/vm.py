@@ -17,7 +17,7 @@ from pathlib import Path
 
 from agent.api import agent_pb2, empty_pb2, health_pb2
 from agent.ttrpc.client import Client
-from shim.config import GuestConfig, HypervisorConfig, ShareConfig, VsockConfig
+from shim.config import Config, GuestConfig, HypervisorConfig
 from shim.errors import NotFound
 from shim.hypervisor import host
 from shim.hypervisor.base import Share, VmSpec
@@ -75,9 +75,13 @@ def spec(name: str, confine: Confinement = NOBODY) -> VmSpec:
 
 
 class Booted:
-    """A guest whose agent answers. Everything in it is the test's to use; `close` takes it all away."""
+    """A guest whose agent answers. Everything in it is the test's to use; `close` takes it all away.
 
-    def __init__(self, **changes: object) -> None:
+    `config` says which programs; `changes` are of the VmSpec.
+    """
+
+    def __init__(self, config: Config | None = None, **changes: object) -> None:
+        self._config = config or Config()
         self.directory = Path(tempfile.mkdtemp(prefix="hako-vm-"))
         self._undo = ExitStack()
         self._undo.callback(shutil.rmtree, self.directory)
@@ -102,18 +106,18 @@ class Booted:
         self._undo.callback(self.agent.close)
 
     def _start_vsock(self) -> Transport:
-        transport = open_transport(VsockConfig(), str(self.directory / "vsock"), NOBODY)
+        transport = open_transport(self._config.vsock, str(self.directory / "vsock"), NOBODY)
         self._undo.callback(transport.close)
         return transport
 
     def _start_virtiofsd(self) -> VirtioFs:
-        started = virtiofsd.start(self.share.directory, ShareConfig(), Confinement())
+        started = virtiofsd.start(self.share.directory, self._config.share, Confinement())
         self._undo.callback(started.child.close)
         self._undo.callback(started.child.terminate, 0)
         return started
 
     def _launch(self, wanted: VmSpec) -> QemuVm:
-        vm = Qemu(HypervisorConfig()).launch(wanted)
+        vm = Qemu(self._config.hypervisor).launch(wanted)
         self._undo.callback(vm.stop)
         return vm
 
