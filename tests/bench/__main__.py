@@ -1,11 +1,12 @@
-"""The command: `python -m tests.bench [--rounds N] [--only PATTERN] [--pods N] [--out DIR]`.
+"""The command: `python -m tests.bench [--rounds N] [--only PATTERN] [--stack WORD] [--pods N] [--out DIR]`.
 
-Owns: options, order (interleaved groups, then pool, memory, scale), files. As root, on a machine that is not busy.
+Owns: options, order (interleaved groups, then memory, scale), files. As root, on a machine that is not busy.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import re
@@ -15,19 +16,21 @@ import sys
 import time
 import traceback
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 from shim.errors import HakoError
-from tests.bench import catalogue, footprint, machine, pool, scale
-from tests.bench.lab import COLD, TEMPLATE, Lab
-from tests.bench.measure import adopt_orphans
-from tests.bench.plot import svg
+from tests.bench import catalogue, footprint, machine, scale
+from tests.bench.lab import Lab
+from tests.bench.measure import FAILURES, adopt_orphans
+from tests.bench.plot import starts
 from tests.bench.report import Outcome, as_json, as_markdown
-from tests.bench.rows import Figure, Samples, Subject, interleave, results
+from tests.bench.rows import Figure, Line, lines, of_figures
+from tests.bench.stacks import on
+from tests.bench.subjects import Samples, Subject, interleave
 from tests.framework.containerd import short_directory
 
 INTERRUPTED = 130
-SCALE_STARTS = 10
 
 
 def apart(arguments: list[str]) -> int:
@@ -62,7 +65,8 @@ def main(arguments: list[str]) -> int:
     adopt_orphans()
     try:
         with short_directory() as directory, ExitStack() as undo:
-            outcome = measure(Lab(directory, undo), options)
+            outcome = measure(Lab(directory, undo, options.stack), options)
+            write(outcome, Path(options.out))
             say("taking everything down")
     except KeyboardInterrupt:
         say("interrupted; everything was taken down")
@@ -70,16 +74,16 @@ def main(arguments: list[str]) -> int:
     except HakoError as exc:
         say(str(exc))
         return 1
-    write(outcome, Path(options.out))
     return 1 if outcome.samples.failed else 0
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m tests.bench", description="Measure hako beside runc and a bare boot.")
+    parser = argparse.ArgumentParser(prog="python -m tests.bench", description="Measure hako beside its peers and bare floors.")
     parser.add_argument("--rounds", type=int, default=15, help="samples of each subject (default 15)")
-    groups = f"groups: a regular expression on {', '.join(catalogue.ALL)}"
+    groups = f"groups: a regular expression on {', '.join(catalogue.ALL)}; those that they refer to are measured too"
     parser.add_argument("--only", default="", metavar="PATTERN", help=groups)
+    parser.add_argument("--stack", default="", metavar="WORD", help="only the stack whose name has this in it (default: all)")
     parser.add_argument("--pods", type=int, default=30, help="live pods of the group scale (default 30)")
     parser.add_argument("--out", default="build/bench", metavar="DIR", help="where DATE.json, .md and .svg go")
     options = parser.parse_args(arguments)
@@ -94,28 +98,44 @@ def measure(lab: Lab, options: argparse.Namespace) -> Outcome:
     """All chosen groups."""
     described = machine.describe(lab)
     say("; ".join(f"{name}: {value}" for name, value in described.items()))
-    lab.make_templates()
-    samples, figures = Samples(), list[Figure]()
+    samples = Samples()
     groups = catalogue.chosen(options.groups)
     subjects: list[Subject] = []
     for group in groups:
-        subjects += group.open(lab)
+        subjects += group.open(lab, partial(failed, samples))
         say(f"{group.name} is set up")
     interleave(subjects, options.rounds, samples, say)
-    rows = [row for group in groups for row in group.rows]
-    if catalogue.POOL in options.groups:
-        say("pool")
-        pool.measure(lab, samples, options.rounds)
-        rows += pool.ROWS
-    if catalogue.MEMORY in options.groups:
-        say("memory")
-        figures += footprint.figures(lab)
-    if catalogue.SCALE in options.groups:
-        say(f"scale, {options.pods} pods")
-        figures += scale.measure(lab, samples, options.pods, min(options.rounds, SCALE_STARTS))
-        rows += scale.rows(options.pods)
-    shown = {mode: lab.traces[mode] for mode in (COLD, TEMPLATE) if mode in lab.traces}
-    return Outcome(options.command, described, samples, results(rows, samples), figures, shown, lab.missing)
+    names = [stack.name for stack in lab.stacks]
+    by_group = {group.name: lines(group.rows, samples, names) for group in groups}
+    by_group |= afterwards(lab, options, samples)
+    sections = {
+        title: [line for name in parts for line in by_group.get(name, [])] for title, parts in catalogue.SECTIONS.items()
+    }
+    return Outcome(options.command, described, names, samples, sections, lab.traces, lab.missing)
+
+
+def afterwards(lab: Lab, options: argparse.Namespace, samples: Samples) -> dict[str, list[Line]]:
+    """The groups that are not interleaved, on each stack."""
+    ways = {
+        catalogue.MEMORY: partial(footprint.figures, lab),
+        catalogue.SCALE: partial(scale.figures, lab, samples, options.pods, options.rounds),
+    }
+    figures: dict[str, list[Figure]] = {name: [] for name in ways if name in options.groups}
+    for name, stack in itertools.product(figures, lab.stacks):
+        say(f"{name} on {stack.name}")
+        try:
+            figures[name] += ways[name](stack)
+        except FAILURES as exc:
+            failed(samples, on(f"group {name}", stack), str(exc))
+    rows = lines(scale.rows(options.pods), samples, [stack.name for stack in lab.stacks])
+    more = {catalogue.MEMORY: [footprint.private_memory()], catalogue.SCALE: rows}
+    return {name: [*of_figures(figures[name]), *more[name]] for name in figures}
+
+
+def failed(samples: Samples, name: str, reason: str) -> None:
+    """Something could not be measured."""
+    samples.fail([name], reason)
+    say(f"FAILED {name}: {reason}")
 
 
 def write(outcome: Outcome, directory: Path) -> None:
@@ -123,10 +143,9 @@ def write(outcome: Outcome, directory: Path) -> None:
     directory.mkdir(parents=True, exist_ok=True)
     stem = time.strftime("%Y-%m-%dT%H%M%SZ", time.gmtime())
     text = as_markdown(outcome)
-    samples = {name: outcome.samples.wall(name) for name in outcome.samples.taken}
-    title = f"{outcome.machine['date']}, {outcome.machine['processor']}, QEMU {outcome.machine['QEMU']}"
     contents = {
-        "json": json.dumps(as_json(outcome), indent=1), "md": text, "svg": svg(samples, title),
+        "json": json.dumps(as_json(outcome), indent=1), "md": text,
+        "svg": starts(outcome.samples, outcome.stacks, f"{outcome.machine['date']}, {outcome.machine['processor']}"),
     }  # fmt: skip
     for suffix, content in contents.items():
         (directory / f"{stem}.{suffix}").write_text(content)

@@ -1,4 +1,4 @@
-"""Runs as /init of the bare guest: a shell and a source of bytes on vsock ports, the share mounted, nothing of hako's work.
+"""Runs as /init of the bare guest: a shell, a source of bytes and an echo on vsock ports, the share mounted, nothing of hako's.
 
 Knows ports and the share's place. Booted by bare.py; the agent package is there for its system calls only.
 """
@@ -14,6 +14,7 @@ from agent.linux import syscalls
 
 SHELL_PORT = 1024
 STREAM_PORT = 1025
+ECHO_PORT = 1026
 SHARE = "/run/kata-containers/shared/containers"
 CHUNK = bytes(64 << 10)
 
@@ -24,9 +25,11 @@ def main() -> None:
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     os.makedirs(SHARE)
     syscalls.mount("kataShared", SHARE, "virtiofs", 0)
-    shells, streams = listen(SHELL_PORT), listen(STREAM_PORT)
-    if os.fork() == 0:
-        serve(streams, stream)
+    shells = listen(SHELL_PORT)
+    for port, work in ((STREAM_PORT, stream), (ECHO_PORT, echo)):
+        listener = listen(port)
+        if os.fork() == 0:
+            serve(listener, work)
     print("hako-agent: ready", flush=True)
     serve(shells, shell)
 
@@ -54,6 +57,12 @@ def shell(connection: socket.socket) -> None:
     for fd in (0, 1, 2):
         os.dup2(connection.fileno(), fd)
     os.execv("/bin/busybox", ["sh"])
+
+
+def echo(connection: socket.socket) -> None:
+    """What comes goes back, until the peer hangs up."""
+    while data := connection.recv(4096):
+        connection.sendall(data)
 
 
 def stream(connection: socket.socket) -> None:

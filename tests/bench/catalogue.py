@@ -1,43 +1,74 @@
 """The groups of the bench, in the order of a round: what each opens and which rows are made of it.
 
-Owns: that list. Groups that are not interleaved (pool, memory, scale) are in `__main__`, since they have their own order.
+Owns: that list. Groups that are not interleaved (memory, scale) are in `__main__`, since they have their own order.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import NamedTuple
 
-from tests.bench import boot, disks, engine, files, floors, streams
+from tests.bench import files, floors, inside, peers, pool, startcommand, starts
 from tests.bench.lab import Lab
-from tests.bench.rows import Row, Subject
+from tests.bench.measure import FAILURES
+from tests.bench.rows import Row
+from tests.bench.stacks import Stack, on
+from tests.bench.subjects import Subject
 
 
 class Group(NamedTuple):
-    """`open` starts what the subjects need; `with_floor`: its rows refer to F_boot."""
+    """`on_stack` starts what the subjects of a stack need, `alone` what those of none need; `needs`: the groups whose
+    subjects its rows refer to.
+    """
 
     name: str
-    open: Callable[[Lab], list[Subject]]
     rows: list[Row]
-    with_floor: bool = False
+    on_stack: Callable[[Lab, Stack], list[Subject]] | None = None
+    alone: Callable[[Lab], list[Subject]] | None = None
+    needs: tuple[str, ...] = ()
+
+    def open(self, lab: Lab, failed: Callable[[str, str], None]) -> list[Subject]:
+        """All its subjects. What cannot be set up is told to `failed`, with the reason, and the rest goes on."""
+        ways = {on(self.name, stack): partial(self.on_stack, lab, stack) for stack in lab.stacks} if self.on_stack else {}
+        found: list[Subject] = []
+        for name, way in {**ways, self.name: partial(self.alone, lab) if self.alone else list[Subject]}.items():
+            try:
+                found += way()
+            except FAILURES as exc:
+                failed(f"group {name}", str(exc))
+        return found
 
 
 GROUPS = [
-    Group("floor", floors.open_group, floors.ROWS),
-    Group("boot", boot.open_group, boot.ROWS, with_floor=True),
-    Group("run", engine.open_run, engine.RUN_ROWS, with_floor=True),
-    Group("exec", engine.open_exec, engine.EXEC_ROWS),
-    Group("start", engine.open_start, engine.START_ROWS),
-    Group("vsock", streams.open_vsock, streams.VSOCK_ROWS),
-    Group("stdio", streams.open_stdio, streams.STDIO_ROWS),
-    Group("files", files.open_group, files.ROWS),
-    Group("disks", disks.open_group, disks.ROWS),
+    Group("floors", floors.ROWS, floors.on_stack, floors.alone),
+    Group("peers", peers.RUN_ROWS, alone=peers.run),
+    Group("template", starts.TEMPLATE_ROWS, starts.from_template, needs=("floors", "peers")),
+    Group("pool", pool.ROWS, pool.on_stack, needs=("peers",)),
+    Group("cold", starts.COLD_ROWS, starts.cold, needs=("floors", "peers")),
+    Group("start", startcommand.ROWS, alone=startcommand.alone),
+    Group("disks", starts.DISKS_ROWS, starts.from_disks, needs=("template",)),
+    Group("exec", peers.EXEC_ROWS, peers.execs_on_stack, peers.execs),
+    Group("inside", inside.ROWS, inside.on_stack, needs=("floors",)),
+    Group("stdio", inside.STDIO_ROWS, inside.stdio),
+    Group("files", [*files.ROWS, *files.DISK_ROWS], files.on_stack, files.alone),
 ]
-POOL, MEMORY, SCALE = "pool", "memory", "scale"
-ALL = [*(group.name for group in GROUPS), POOL, MEMORY, SCALE]
+MEMORY, SCALE = "memory", "scale"
+ALL = [*(group.name for group in GROUPS), MEMORY, SCALE]
+SECTIONS = {
+    "Starts": ("template", "pool", "cold", "start", "disks"),
+    "In a pod that is there": ("exec", "inside", "stdio", "files"),
+    "Size": (MEMORY,),
+    "Many": (SCALE,),
+    "Floors and peers": ("floors", "peers"),
+}
+"""The parts of the report, and whose rows are in them."""
 
 
-def chosen(names: list[str]) -> list[Group]:
-    """The groups of these names, and the floor where one of them needs it."""
-    floor = any(group.with_floor for group in GROUPS if group.name in names)
-    return [group for group in GROUPS if group.name in names or (floor and group.name == "floor")]
+def chosen(names: Sequence[str]) -> list[Group]:
+    """The groups of these names, and those that they refer to."""
+    wanted = set(names)
+    for group in reversed(GROUPS):
+        if group.name in wanted:
+            wanted |= set(group.needs)
+    return [group for group in GROUPS if group.name in wanted]

@@ -1,4 +1,4 @@
-"""What groups measure on: a directory of the run's own, configurations, the guest's files, a private containerd.
+"""What groups measure on: a directory of the run's own, stacks and configurations, a private containerd, idle pods.
 
 Owns: starting these when they are first asked for and taking all away at the end. Knows nothing of what is measured.
 Made by `__main__`, used by every group.
@@ -15,9 +15,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from shim.config import GuestConfig
+from shim import config as configuration
+from shim.config import Config, GuestConfig
+from shim.errors import HakoError
 from shim.sandbox import guestfiles
+from tests.bench import settings, stacks
 from tests.bench.bare import BareGuest
+from tests.bench.settings import COLD
+from tests.bench.stacks import Stack
 from tests.framework import ociimage
 from tests.framework.containerd import ROOT, Containerd, binary, write_launcher
 from tests.framework.hako import Hako
@@ -25,63 +30,62 @@ from tests.framework.hako import Hako
 if TYPE_CHECKING:
     from tests.bench.pod import Pod
 
-COLD, TEMPLATE, MANY, DISKS = "cold", "template", "many", "disks"
 BUILD = 600.0  # seconds for the floor's image, for a template
 
 
 class Lab:
-    """`modes` are the ways in which a pod can start: cold, and from a template. Both as the first pod of a machine.
+    """See the module. `wanted`: only stacks whose names have this in them."""
 
-    `many` is the configuration of a machine with many pods: all defaults, the forkserver of pod processes with them.
-    `disks` is `template` without a shared file system.
-    """
-
-    def __init__(self, directory: Path, undo: ExitStack) -> None:
+    def __init__(self, directory: Path, undo: ExitStack, wanted: str = "") -> None:
         self.directory = directory
         self.undo = undo
         self.missing: dict[str, str] = {}
         """What could not be measured, and how to get it."""
         self.traces: dict[str, list[str]] = {}
-        """What the shim said of each start's steps, by mode."""
+        """What the shim said of each start's steps, by mode and stack."""
         self.guest = guestfiles.find(GuestConfig())
+        found = stacks.find()
+        self.missing |= found.missing
+        self.stacks = [stack for stack in found.stacks if wanted in stack.name] or found.stacks
         self._numbers = itertools.count(1)
-        self._pods: dict[tuple[str, bool], Pod] = {}
-        self.configs = {
-            COLD: self._configuration(COLD, template=False, forkserver=False),
-            TEMPLATE: self._configuration(TEMPLATE, template=True, forkserver=False),
-            MANY: self._configuration(MANY, template=True, forkserver=True),
-            DISKS: self._configuration(DISKS, template=True, forkserver=False, shared_fs="none"),
-        }
+        self._pods: dict[tuple[str, str, bool], Pod] = {}
+        self._bare: dict[str, BareGuest] = {}
 
-    def _configuration(self, name: str, *, shared_fs: str = "virtio-fs", **switches: bool) -> Path:
-        """TCG always: the rows are ratios to an emulated boot, whatever else the host could do."""
-        template, forkserver = (str(switches[key]).lower() for key in ("template", "forkserver"))
-        lines = [
-            '[hypervisor]\naccelerator = "tcg"', f"[factory]\ntemplate = {template}", f"[runtime]\nforkserver = {forkserver}",
-            f'[share]\nshared_fs = "{shared_fs}"',
-        ]  # fmt: skip
-        path = self.directory / f"{name}.toml"
-        path.write_text("\n".join(lines) + "\n")
+    def config(self, mode: str, stack: Stack) -> Path:
+        """The configuration file of a way to start, whose template is there. Raises HakoError if that cannot be made."""
+        path = self.directory / f"{mode}-{self.stacks.index(stack)}.toml"
+        if not path.exists():
+            path.write_text(settings.text(mode, stack))
+            if mode in settings.RESTORED:
+                self._make_template(path)
         return path
+
+    def loaded(self, mode: str, stack: Stack) -> Config:
+        """What is in it."""
+        return configuration.load(str(self.config(mode, stack)))
 
     def unique(self, stem: str) -> str:
         """An id that no other engine of this machine uses: cgroups are called after it."""
         return f"{stem}{next(self._numbers)}-{self.directory.name.replace('_', 'x')}"
 
-    def make_templates(self) -> None:
-        """Pods of MANY start from the same ones. Without that a first pod boots and makes them beside it."""
-        for mode in (TEMPLATE, MANY):
-            environment = self.hako.environment | {"HAKO_CONFIG": str(self.configs[mode])}
-            argv = self.hako.argv("factory", "init")
-            done = subprocess.run(argv, env=environment, capture_output=True, text=True, timeout=BUILD, check=False)
-            if done.returncode:
-                self.missing[f"templates ({mode})"] = done.stderr
+    def _make_template(self, config: Path) -> None:
+        """Without that a first pod boots and makes it beside it."""
+        environment = self.hako.environment | {"HAKO_CONFIG": str(config)}
+        argv = self.hako.argv("factory", "init")
+        done = subprocess.run(argv, env=environment, capture_output=True, text=True, timeout=BUILD, check=False)
+        if done.returncode:
+            config.unlink()
+            raise HakoError(done.stderr.strip(), step="make a template")
 
     @cached_property
     def engine(self) -> Containerd:
-        """A containerd with the test image; pods are cold unless a run names another configuration."""
-        engine = Containerd(self.directory, {"HAKO_CONFIG": str(self.configs[COLD])})
-        self.undo.enter_context(engine)
+        """A containerd with the test image; a run names its configuration."""
+        return self.new_engine(self.directory, self.config(COLD, self.stacks[0]))
+
+    def new_engine(self, directory: Path, config: Path) -> Containerd:
+        """A containerd in a short `directory` whose pods have that configuration unless a run names another."""
+        directory.mkdir(exist_ok=True)
+        engine = self.undo.enter_context(Containerd(directory, {"HAKO_CONFIG": str(config)}))
         engine.import_busybox()
         return engine
 
@@ -104,18 +108,20 @@ class Lab:
         """A busybox root file system that pods made without an engine share."""
         return ociimage.unpack(self.directory / "rootfs")
 
-    @cached_property
-    def bare_guest(self) -> BareGuest:
+    def bare_guest(self, stack: Stack) -> BareGuest:
         """A VM like a pod's, without the agent."""
-        return BareGuest(self.guest.kernel, self.directory, self.undo)
+        if stack.name not in self._bare:
+            directory = self.directory / f"bare{len(self._bare)}"
+            self._bare[stack.name] = BareGuest(self.guest.kernel, directory, self.loaded(COLD, stack), self.undo)
+        return self._bare[stack.name]
 
-    def idle_pod(self, mode: str, *, several: bool = False) -> Pod:
+    def idle_pod(self, mode: str, stack: Stack, *, several: bool = False) -> Pod:
         """A running pod that does nothing, one for all groups; `several`: it takes more containers."""
         from tests.bench.pod import Pod
 
-        key = (mode, several)
+        key = (mode, stack.name, several)
         if key not in self._pods:
-            self._pods[key] = self.undo.enter_context(Pod(self, mode, several=several))
+            self._pods[key] = self.undo.enter_context(Pod(self, mode, stack, several=several))
             self._pods[key].run()
         return self._pods[key]
 
@@ -141,6 +147,5 @@ class Lab:
         return {**spec, "root": {"path": str(self.rootfs)}, "annotations": annotations}
 
     def without(self, what: str, how: str) -> None:
-        """Remember a peer that is not here."""
+        """Remember what is not here."""
         self.missing[what] = how
-

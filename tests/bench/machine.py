@@ -1,4 +1,4 @@
-"""The machine that the figures come from: cores, kernel, QEMU, guest, how busy it was.
+"""The machine that the figures come from: cores, kernel, stacks, guest, how busy it was.
 
 Owns: finding that out. Used by the report.
 """
@@ -11,21 +11,20 @@ import subprocess
 from datetime import UTC, datetime
 from pathlib import Path
 
-from shim.share import virtiofsd
 from tests.bench.lab import Lab
 from tests.framework.containerd import ROOT, binary
 
 
 def describe(lab: Lab) -> dict[str, str]:
     """Name -> value, for people."""
+    system = platform.freedesktop_os_release()
     return {
         "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "commit": _said("git", "-C", str(ROOT), "describe", "--always", "--dirty"),
         "processor": f"{os.cpu_count()} x {_model()}",
         "memory": f"{os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE') >> 30} GiB",
-        "host": f"{_system()}, Linux {platform.release()}, Python {platform.python_version()}",
-        "QEMU": _said("qemu-system-x86_64", "--version").partition("version ")[2].split(" ")[0] + ", TCG",
-        "virtiofsd": virtiofsd.find().kind,
+        "host": f"{system['PRETTY_NAME']}, Linux {platform.release()}, Python {platform.python_version()}",
+        **{stack.name: f"{stack.described()}, TCG" for stack in lab.stacks},
         "engine": _said(binary("containerd"), "--version").removeprefix("containerd github.com/containerd/"),
         "guest": f"{'own' if lab.guest.kernel.endswith('vmlinux') else 'stock'} kernel {_kernel(lab.guest.kernel)}",
         "load average at the start": " ".join(f"{value:.2f}" for value in os.getloadavg()),
@@ -40,11 +39,6 @@ def _said(*argv: str) -> str:
 def _model() -> str:
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     return next((line.partition(": ")[2] for line in lines if line.startswith("model name")), platform.machine())
-
-
-def _system() -> str:
-    lines = Path("/etc/os-release").read_text().splitlines()
-    return next(line.partition("=")[2].strip('"') for line in lines if line.startswith("PRETTY_NAME"))
 
 
 def _kernel(path: str) -> str:

@@ -15,13 +15,18 @@ import subprocess
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from agent.linux import syscalls
+from agent.ttrpc.status import RpcError
+from shim.errors import HakoError
 
+T = TypeVar("T")
 PR_SET_CHILD_SUBREAPER = 36
 SETTLE = 30.0  # seconds for what a command left running to end by itself
 LINGER = 0.002
+WAITING = "containerd-shim-hako-v2 pool"
+"""the command line of the process of a VM in hako's pool; an orphan by design"""
 TICKS = os.sysconf("SC_CLK_TCK")
 
 
@@ -36,17 +41,21 @@ class RunFailed(RuntimeError):
     """A measured command did not do what it is measured for; its words are in the message."""
 
 
+FAILURES = (RunFailed, HakoError, RpcError, OSError, RuntimeError, AssertionError, subprocess.SubprocessError)
+"""What may go wrong with one thing that is measured while the others go on."""
+
+
 def adopt_orphans() -> None:
     """From now on, descendants whose parent ends become our children, and their processor time ours when reaped."""
     syscalls.prctl(PR_SET_CHILD_SUBREAPER, 1)
 
 
-def measured(run: Callable[[], float]) -> Sample:
-    """`run` returns its wall seconds. Waits until all that it started has ended. Raises RunFailed."""
+def measured(run: Callable[[], T]) -> tuple[T, float]:
+    """What `run` returns, and processor seconds until all that it started has ended, which is waited for. Raises RunFailed."""
     before, known = processor_seconds(), children()
-    wall = run()
+    told = run()
     settle(known)
-    return Sample(wall, processor_seconds() - before)
+    return told, processor_seconds() - before
 
 
 # --- runs -------------------------------------------------------------------------------------------------
@@ -137,10 +146,10 @@ def tree(root: int) -> set[int]:
 
 
 def settle(known: Iterable[int], timeout: float = SETTLE) -> None:
-    """Reap our children but for `known` ones. Raises RunFailed if one goes on; it is killed then."""
+    """Reap our children but for `known` ones and VMs that wait for a pod. Raises RunFailed if one goes on; it is killed then."""
     deadline = time.monotonic() + timeout
     kept = set(known)
-    while left := children() - kept:
+    while left := {pid for pid in children() - kept if not command(pid).startswith(WAITING)}:
         for pid in left:
             _reap(pid)
         if time.monotonic() > deadline:

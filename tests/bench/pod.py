@@ -13,7 +13,6 @@ import socket
 import subprocess
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,8 +20,9 @@ from agent.api import empty_pb2
 from agent.ttrpc.client import Client
 from agent.ttrpc.status import RpcError
 from shim.task.api import task_pb2
-from tests.bench.lab import COLD, Lab
+from tests.bench.lab import Lab
 from tests.bench.measure import RunFailed, readable
+from tests.bench.stacks import Stack, on
 
 SERVICE = "containerd.task.v2.Task"
 NAMESPACE = "bench"
@@ -33,29 +33,33 @@ CRI_TYPE, CRI_SANDBOX = "io.kubernetes.cri.container-type", "io.kubernetes.cri.s
 
 
 class Created(NamedTuple):
-    """Seconds from the request Create to: the log's word that the sandbox is up (0: none came); its answer."""
+    """Seconds from the request Create to: the log's word that the sandbox is up (0: none came); its answer.
+
+    `steps`: what the log says of the way there.
+    """
 
     ready: float
     created: float
+    steps: str = ""
 
 
 class Pod:
     """Its first container has the pod's name. `close` ends it whatever state it is in."""
 
-    def __init__(self, lab: Lab, mode: str = COLD, *, several: bool = False) -> None:
+    def __init__(self, lab: Lab, mode: str, stack: Stack, *, several: bool = False) -> None:
         self.name = lab.unique("p")
         self.directory = lab.directory / "b" / self.name
         self.pid = 0
         self._added: list[str] = []
         self._lab = lab
-        self._mode = mode
+        self._trace = on(mode, stack)
         self._annotations = {CRI_SANDBOX: self.name} if several else {}
         self._client: Client | None = None
         self._log = -1
         self.log_text = b""
         self.state_dir = lab.directory / "h"
         self.environment = {
-            **os.environ, "HAKO_STATE_DIR": str(self.state_dir), "HAKO_CONFIG": str(lab.configs[mode]),
+            **os.environ, "HAKO_STATE_DIR": str(self.state_dir), "HAKO_CONFIG": str(lab.config(mode, stack)),
         }  # fmt: skip
 
     # --- life ---------------------------------------------------------------------------------------------
@@ -102,7 +106,8 @@ class Pod:
             raise RunFailed(f"Create: no answer after {DEADLINE:g} s")
         if answers[0] is not None:
             raise RunFailed(f"Create: {answers[0]}; the log: {self.log_text.decode(errors='replace')[-800:]}")
-        return Created(ready, answers[1])
+        said = UP.search(self.log_text)
+        return Created(ready, answers[1], said[1].decode() if said else "")
 
     def _await_up(self, begin: float, done: threading.Event) -> float:
         """When the shim logs that the sandbox is up; 0 if Create is answered without that."""
@@ -115,7 +120,7 @@ class Pod:
                     pass
                 if said := UP.search(self.log_text):
                     seconds = time.perf_counter() - begin
-                    self._lab.traces.setdefault(self._mode, []).append(said[1].decode())
+                    self._lab.traces.setdefault(self._trace, []).append(said[1].decode())
                     return seconds
             if ended:
                 return 0.0
@@ -186,6 +191,13 @@ class Pod:
         self.call("Exec", id=container_id, exec_id=exec_id, spec=spec, **streams)
         self.call("Start", id=container_id, exec_id=exec_id)
 
+    def finish(self, container_id: str, exec_id: str = "") -> None:
+        """Wait for the end of a container or of a further process, and delete it."""
+        self.call("Wait", id=container_id, exec_id=exec_id)
+        self.call("Delete", id=container_id, exec_id=exec_id)
+        if not exec_id:
+            self._added.remove(container_id)
+
     def fifo(self, name: str) -> Path:
         """A fifo in the pod's directory."""
         path = self.directory / name
@@ -223,10 +235,3 @@ class Pod:
         reply = empty_pb2.Empty if method == "Exec" else getattr(task_pb2, f"{stem}Response", empty_pb2.Empty)
         assert self._client is not None
         return self._client.call(SERVICE, method, request, reply, DEADLINE)
-
-
-def with_pod(lab: Lab, mode: str, use: Callable[[Pod], float]) -> float:
-    """`use` on a pod that is started (the command), not created, and ended afterwards."""
-    with Pod(lab, mode) as pod:
-        pod.start()
-        return use(pod)

@@ -1,4 +1,4 @@
-"""A run's outcome as JSON, as Markdown and as a plot.
+"""A run's outcome as JSON and as Markdown: a table for people (README's), and the details below it.
 
 Owns: their form. Called by `__main__`.
 """
@@ -10,20 +10,30 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
-from tests.bench.rows import Figure, Result, Samples
+from tests.bench.quoted import KATA
+from tests.bench.rows import ALONE, Line, Value
+from tests.bench.stacks import NEWER
 from tests.bench.stats import summary
+from tests.bench.subjects import Samples
 
 
 class Outcome(NamedTuple):
-    """Everything that a run found out. `command`: how it was called; `steps`: the shim's own account, by mode."""
+    """Everything that a run found out.
+
+    `command`: how it was called; `stacks`: their names; `sections`: title -> lines; `steps`: the shim's own account of starts,
+    by mode and stack.
+    """
 
     command: str
     machine: Mapping[str, str]
+    stacks: Sequence[str]
     samples: Samples
-    results: Sequence[Result]
-    figures: Sequence[Figure]
+    sections: Mapping[str, Sequence[Line]]
     steps: Mapping[str, Sequence[str]]
     missing: Mapping[str, str]
+
+
+# --- JSON -------------------------------------------------------------------------------------------------
 
 
 def as_json(outcome: Outcome) -> dict[str, object]:
@@ -31,58 +41,107 @@ def as_json(outcome: Outcome) -> dict[str, object]:
     return {
         "command": outcome.command,
         "machine": dict(outcome.machine),
+        "stacks": list(outcome.stacks),
         "samples": {name: [s._asdict() for s in taken] for name, taken in outcome.samples.taken.items()},
-        "rows": [
-            {**result.row._asdict(), "ratio": result.ratio, "low": result.low, "high": result.high,
-             "ours_s": result.ours, "against_s": result.against, "cpu": result.cpu, "verdict": result.verdict}
-            for result in outcome.results
-        ],
-        "figures": [{**figure._asdict(), "verdict": figure.verdict} for figure in outcome.figures],
+        "sections": {title: [_line(line) for line in lines] for title, lines in outcome.sections.items()},
         "steps": {mode: list(lines) for mode, lines in outcome.steps.items()},
+        "quoted": KATA,
         "missing": dict(outcome.missing),
         "failed": dict(outcome.samples.failed),
     }
 
 
+def _line(line: Line) -> dict[str, object]:
+    values = {
+        stack: {"value": value.value, **(value.pair._asdict() if value.pair else {}), "verdict": line.verdict_on(stack)}
+        for stack, value in line.values.items()
+    }
+    return {**line._asdict(), "values": values, "judged": line.judged, "verdict": line.verdict}
+
+
+# --- Markdown ---------------------------------------------------------------------------------------------
+
+
 def as_markdown(outcome: Outcome) -> str:
-    """The tables."""
-    machine = "; ".join(f"{name}: {value}" for name, value in outcome.machine.items())
+    """The table, and the details."""
     parts = [
-        f"`{outcome.command}`\n\n{machine}",
-        _ratios(outcome.results),
-        _figures(outcome.figures),
-        _subjects(outcome.samples),
-        _steps(outcome.steps),
+        f"`{outcome.command}`, {'; '.join(f'{name}: {value}' for name, value in outcome.machine.items())}.",
+        _explained(outcome.stacks),
+        _lines(outcome),
+        KATA,
         _reasons("Not measured", outcome.missing),
         _reasons("Failed", outcome.samples.failed),
+        "## Details",
+        _subjects(outcome.samples),
+        _details(outcome),
+        _steps(outcome.steps),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _ratios(results: Iterable[Result]) -> str:
-    rows = [
-        (
-            result.row.name, _digits(result.ours * 1000), _digits(result.against * 1000),
-            f"{result.ratio:.2f}", f"{result.low:.2f} - {result.high:.2f}",
-            "" if result.cpu is None else f"{result.cpu:.2f}",
-            _bound(result.row.must, at_least=result.row.speed), _bound(result.row.aim, at_least=result.row.speed),
-            result.verdict,
-        )
-        for result in results
-    ]  # fmt: skip
-    return _table(("row", "ours, ms", "against", "ratio", "95 % interval", "of CPU", "must", "aim", ""), rows)
+def _explained(stacks: Sequence[str]) -> str:
+    judged = f"judged on {NEWER}" if NEWER in stacks else f"judged on {stacks[0]}, since {NEWER} is not here"
+    return (
+        "A cell is ours / against = ratio of the medians (95 % interval), milliseconds; for speeds the ratio is upside down. CPU:"
+        f" the same ratio of processor times, on each stack. =: it has to do with no stack. Rows are {judged}."
+    )
 
 
-def _bound(value: float | None, *, at_least: bool) -> str:
-    return "" if value is None else f"{'>=' if at_least else '<='} {value:g}"
+def _lines(outcome: Outcome) -> str:
+    """One table; the sections' titles are rows of it."""
+    head = ("row", *outcome.stacks, "CPU", "must", "aim", "")
+    rows: list[Sequence[str]] = []
+    for title, lines in outcome.sections.items():
+        shown = [line for line in lines if not line.detail]
+        if shown:
+            rows.append((f"**{title}**", *[""] * (len(head) - 1)))
+            rows += [_row(line, outcome.stacks) for line in shown]
+    return _table(head, rows)
 
 
-def _figures(figures: Iterable[Figure]) -> str:
-    rows = [
-        (f.name, f"{f.value:.1f} {f.unit}", _bound(f.must, at_least=False), _bound(f.aim, at_least=False), f.verdict)
-        for f in figures
-    ]
-    return _table(("figure", "value", "must", "aim", ""), rows)
+def _row(line: Line, stacks: Sequence[str]) -> Sequence[str]:
+    if line.values.keys() == {ALONE}:
+        cells = [_cell(line, line.values[ALONE]), *["="] * (len(stacks) - 1)]
+    else:
+        cells = [_cell(line, line.values[stack]) if stack in line.values else "" for stack in stacks]
+    bounds = [bound(value, at_least=line.at_least) for value in (line.must, line.aim)]
+    return (line.name, *cells, _cpu(line, stacks), *bounds, line.note or verdicts(line))
+
+
+def verdicts(line: Line) -> str:
+    """The verdict, and those of other stacks that differ."""
+    others = [f"{stack}: {said}" for stack in line.values if (said := line.verdict_on(stack)) != line.verdict]
+    return f"{line.verdict} ({', '.join(others)})" if others else line.verdict
+
+
+def _cell(line: Line, value: Value) -> str:
+    if value.pair is None:
+        return f"{digits(value.value)} {line.unit}"
+    ours, against = (digits(seconds * 1000) for seconds in (value.pair.ours, value.pair.against))
+    return f"{ours} / {against} = {digits(value.value)} ({digits(value.pair.low)} - {digits(value.pair.high)})"
+
+
+def _cpu(line: Line, stacks: Sequence[str]) -> str:
+    pairs = [value.pair for stack in (ALONE, *stacks) if (value := line.values.get(stack)) is not None]
+    return ", ".join("-" if pair.cpu is None else digits(pair.cpu) for pair in pairs if pair is not None)
+
+
+def bound(value: float | None, *, at_least: bool) -> str:
+    """What is asked for, in words of a table."""
+    return "" if value is None else f"{'>=' if at_least else '<='} {value:.3g}"
+
+
+def digits(value: float) -> str:
+    """Three that count, fewer for small ones."""
+    if value >= 100:
+        return f"{value:.0f}"
+    return f"{value:.1f}" if value >= 10 else f"{value:.2f}"
+
+
+def _details(outcome: Outcome) -> str:
+    lines = [line for found in outcome.sections.values() for line in found if line.detail]
+    rows = [(line.name, *(_cell(line, line.values[s]) if s in line.values else "" for s in outcome.stacks)) for line in lines]
+    return _table(("figure", *outcome.stacks), rows)
 
 
 def _subjects(samples: Samples) -> str:
@@ -90,15 +149,9 @@ def _subjects(samples: Samples) -> str:
     for name, taken in samples.taken.items():
         wall = summary([sample.wall * 1000 for sample in taken])
         cpu = [sample.cpu * 1000 for sample in taken if sample.cpu is not None]
-        rows.append(
-            (name, *(_digits(wall[key]) for key in ("median", "mad", "min", "max")),
-             _digits(statistics.median(cpu)) if cpu else "", f"{wall['n']:g}")
-        )  # fmt: skip
+        cells = [digits(wall[key]) for key in ("median", "mad", "min", "max")]
+        rows.append((name, *cells, digits(statistics.median(cpu)) if cpu else "", f"{wall['n']:g}"))
     return _table(("measured", "median ms", "MAD", "min", "max", "CPU ms", "n"), rows)
-
-
-def _digits(value: float) -> str:
-    return f"{value:.0f}" if value >= 100 else f"{value:.1f}" if value >= 1 else f"{value:.2f}"
 
 
 def _steps(steps: Mapping[str, Sequence[str]]) -> str:
@@ -118,8 +171,8 @@ def _reasons(title: str, reasons: Mapping[str, str]) -> str:
     return "\n".join([f"{title}:", "", *lines]) if lines else ""
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    if not rows:
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    body = list(rows)
+    if not body:
         return ""
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    return "\n".join("| " + " | ".join(line) + " |" for line in (head, ["---"] * len(head), *body))

@@ -1,37 +1,27 @@
-"""What is measured and what is made of it: subjects run in turn, rows that compare two of them, single figures.
+"""What is made of samples: rows that compare two subjects on each stack, single figures, and what is asked of them.
 
-Owns: the interleaving (every subject once a round, so that each shares the machine's mood with its peers), the bounds.
-Knows no engine. Called by `__main__`; groups (`catalogue`) are made of these.
+Owns: ratios, bounds, judging. Knows no engine and no tables. Called by `__main__`; groups (`catalogue`) have rows.
 """
 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
-from tests.bench.measure import RunFailed, Sample, measured
+from tests.bench.stacks import judged, on
 from tests.bench.stats import ratio_interval
+from tests.bench.subjects import Samples
 
-Say = Callable[[str], None]
-
-
-class Subject(NamedTuple):
-    """One thing to be timed: `run` does it once and returns its wall seconds.
-
-    Not `alone`: the time comes from what another subject did, or from what goes on anyway, and its processor time
-    says nothing.
-    """
-
-    name: str
-    run: Callable[[], float]
-    alone: bool = True
+ALONE = ""
+"""In the place of a stack's name: what was measured has to do with none."""
 
 
 class Row(NamedTuple):
     """A ratio of two subjects' times, `ours` / `against`, or their speeds' with `speed` (against / ours).
 
-    `must` and `aim` bound it: from above, with `speed` from below; None where it is only reported.
+    The names are without their stack; one that was measured on no stack is the same for all. `must` and `aim` bound the
+    ratio: from above, with `speed` from below; None where it is only reported.
     """
 
     name: str
@@ -42,39 +32,64 @@ class Row(NamedTuple):
     speed: bool = False
 
 
-class Result(NamedTuple):
-    """A row that was measured; `low` and `high` bound the ratio with 95 %; `ours` and `against` are medians in seconds.
+class Pair(NamedTuple):
+    """What a ratio comes from: it lies between `low` and `high` with 95 %; medians in seconds.
 
     `cpu` is the ratio of processor times, which other work on the machine hardly moves; None where there are none.
     """
 
-    row: Row
-    ratio: float
     low: float
     high: float
     ours: float
     against: float
     cpu: float | None = None
 
-    @property
-    def verdict(self) -> str:
-        """"aim", "met", "missed", or "" where nothing is asked for."""
-        return verdict(self.ratio, self.row.must, self.row.aim, at_least=self.row.speed)
+
+class Value(NamedTuple):
+    """A figure, or a ratio with what it comes from."""
+
+    value: float
+    pair: Pair | None = None
 
 
 class Figure(NamedTuple):
-    """A single value with its unit; bounded from above."""
+    """A single value of one stack, with its unit; bounded from above. `detail`: for those who look closer."""
 
     name: str
     value: float
     unit: str
     must: float | None = None
     aim: float | None = None
+    stack: str = ALONE
+    detail: bool = False
+
+
+class Line(NamedTuple):
+    """A row or a figure with its value on each stack. `note` says why there is none."""
+
+    name: str
+    values: Mapping[str, Value]
+    must: float | None = None
+    aim: float | None = None
+    at_least: bool = False
+    unit: str = ""
+    detail: bool = False
+    note: str = ""
+
+    @property
+    def judged(self) -> str:
+        """The stack whose value counts."""
+        return judged(self.values)
 
     @property
     def verdict(self) -> str:
-        """See Result."""
-        return verdict(self.value, self.must, self.aim, at_least=False)
+        """On the stack that counts: "aim", "met", "missed", or "" where nothing is asked for or known."""
+        return self.verdict_on(self.judged)
+
+    def verdict_on(self, stack: str) -> str:
+        """On one stack."""
+        found = self.values.get(stack)
+        return "" if found is None else verdict(found.value, self.must, self.aim, at_least=self.at_least)
 
 
 def verdict(value: float, must: float | None, aim: float | None, *, at_least: bool) -> str:
@@ -87,66 +102,50 @@ def verdict(value: float, must: float | None, aim: float | None, *, at_least: bo
     return "met" if value * sign <= must * sign else "missed"
 
 
-class Samples:
-    """What was measured so far: subject -> samples; and the subjects that failed, with the reason."""
-
-    def __init__(self) -> None:
-        self.taken: dict[str, list[Sample]] = {}
-        self.failed: dict[str, str] = {}
-
-    def take(self, subject: Subject, *, keep: bool) -> None:
-        """Run a subject once. One that fails is left out from then on: half a sample compares with nothing."""
-        if subject.name in self.failed:
-            return
-        try:
-            sample = measured(subject.run) if subject.alone else Sample(subject.run(), None)
-        except (RunFailed, OSError, RuntimeError, AssertionError) as exc:
-            self.failed[subject.name] = str(exc)
-            self.taken.pop(subject.name, None)
-            return
-        if keep:
-            self.taken.setdefault(subject.name, []).append(sample)
-
-    def wall(self, name: str) -> list[float]:
-        """A subject's wall seconds."""
-        return [sample.wall for sample in self.taken.get(name, [])]
-
-    def cpu(self, name: str) -> list[float]:
-        """A subject's processor seconds."""
-        return [sample.cpu for sample in self.taken.get(name, []) if sample.cpu is not None]
-
-
-def interleave(subjects: Iterable[Subject], rounds: int, samples: Samples, say: Say) -> None:
-    """Every subject once a round; a first round, that fills caches, is thrown away."""
-    ordered = list(subjects)
-    for number in range(rounds + 1):
-        for subject in ordered:
-            known = subject.name in samples.failed
-            samples.take(subject, keep=number > 0)
-            if not known and subject.name in samples.failed:
-                say(f"FAILED {subject.name}: {samples.failed[subject.name]}")
-        say(f"round {number} of {rounds}" if number else "round 0, thrown away")
-
-
-def results(rows: Iterable[Row], samples: Samples) -> list[Result]:
-    """The rows whose subjects were measured."""
+def lines(rows: Iterable[Row], samples: Samples, stacks: Sequence[str]) -> list[Line]:
+    """The rows whose subjects were measured, on each stack or on none."""
     found = []
     for row in rows:
-        ours, against = samples.wall(row.ours), samples.wall(row.against)
-        pairs = min(len(ours), len(against))
-        if not pairs:
-            continue
-        upper, lower = (against, ours) if row.speed else (ours, against)
-        ratio = ratio_interval(upper[:pairs], lower[:pairs])
-        medians = (statistics.median(ours), statistics.median(against))
-        found.append(Result(row, *ratio, *medians, _cpu_ratio(row, samples)))
+        values = {stack: value for stack in stacks if (value := _value(row, samples, stack)) is not None}
+        alone = None if values else _ratio(row, samples, row.ours, row.against)
+        if alone is not None:
+            values = {ALONE: alone}
+        if values:
+            found.append(Line(row.name, values, row.must, row.aim, row.speed))
     return found
 
 
-def _cpu_ratio(row: Row, samples: Samples) -> float | None:
-    ours, against = samples.cpu(row.ours), samples.cpu(row.against)
-    if not ours or not against or row.speed:
+def _value(row: Row, samples: Samples, stack: str) -> Value | None:
+    """On a stack; None where neither side has to do with it."""
+    names = [on(name, stack) if on(name, stack) in samples.taken else name for name in (row.ours, row.against)]
+    return None if names == [row.ours, row.against] else _ratio(row, samples, *names)
+
+
+def _ratio(row: Row, samples: Samples, ours: str, against: str) -> Value | None:
+    walls = samples.wall(ours), samples.wall(against)
+    pairs = min(map(len, walls))
+    if not pairs:
         return None
-    return statistics.median(ours) / statistics.median(against)
+    first, second = reversed(walls) if row.speed else walls
+    ratio, low, high = ratio_interval(first[:pairs], second[:pairs])
+    medians = [statistics.median(times) for times in walls]
+    return Value(ratio, Pair(low, high, medians[0], medians[1], _cpu_ratio(row, samples, ours, against)))
 
 
+def _cpu_ratio(row: Row, samples: Samples, ours: str, against: str) -> float | None:
+    """Of processor times, or of their inverses for a speed."""
+    times = [samples.cpu(name) for name in (ours, against)]
+    if not all(times):
+        return None
+    first, second = map(statistics.median, reversed(times) if row.speed else times)
+    return first / second if second else None
+
+
+def of_figures(figures: Iterable[Figure]) -> list[Line]:
+    """Figures of the same name on several stacks are one line."""
+    found: dict[str, Line] = {}
+    for figure in figures:
+        known = found.get(figure.name)
+        values = {**(known.values if known else {}), figure.stack: Value(figure.value)}
+        found[figure.name] = Line(figure.name, values, figure.must, figure.aim, unit=figure.unit, detail=figure.detail)
+    return list(found.values())

@@ -9,11 +9,15 @@ from __future__ import annotations
 
 import os
 from contextlib import ExitStack
+from functools import partial
 
-from tests.bench.lab import MANY, Lab
-from tests.bench.measure import Sample, called, command, pss, tree
+from tests.bench.lab import Lab
+from tests.bench.measure import Sample, busy, command, measured, pss, tree
 from tests.bench.pod import Pod
-from tests.bench.rows import Figure, Row, Samples
+from tests.bench.rows import Figure, Row
+from tests.bench.settings import MANY
+from tests.bench.stacks import Stack, on
+from tests.bench.subjects import Samples
 
 ALONE, BESIDE = "pod started and created beside no other", "pod started and created beside {} others"
 SECOND, HUNDREDTH = "container 2 to 6 of a pod", "container 96 to 100 of a pod"
@@ -22,10 +26,11 @@ NEAR = 5
 MIB = 1 << 20
 
 
-def measure(lab: Lab, samples: Samples, pods: int, starts: int) -> list[Figure]:
-    """Both; `starts` pods are timed alone and beside `pods` others. The samples go to `samples`."""
-    _containers(lab, samples)
-    return _pods(lab, samples, pods, starts)
+def figures(lab: Lab, samples: Samples, pods: int, rounds: int, stack: Stack) -> list[Figure]:
+    """`rounds` pods are timed alone and beside `pods` others, as many containers in several pods. Times go to `samples`."""
+    for _ in range(-(-rounds // NEAR)):
+        _containers(lab, stack, samples)
+    return [_pods(lab, stack, samples, pods, rounds)]
 
 
 def rows(pods: int) -> list[Row]:
@@ -36,18 +41,21 @@ def rows(pods: int) -> list[Row]:
     ]
 
 
-def _pods(lab: Lab, samples: Samples, pods: int, starts: int) -> list[Figure]:
-    alone = [_start(lab) for _ in range(starts - starts // 2)]
+def _pods(lab: Lab, stack: Stack, samples: Samples, pods: int, rounds: int) -> Figure:
+    def start(name: str, count: int) -> None:
+        for _ in range(count):
+            samples.add(on(name, stack), Sample(*measured(partial(_start, lab, stack))))
+
+    start(ALONE, rounds - rounds // 2)
     with ExitStack() as live:
-        others = [live.enter_context(Pod(lab, MANY)) for _ in range(pods)]
+        others = [live.enter_context(Pod(lab, MANY, stack)) for _ in range(pods)]
         for pod in others:
             pod.run()
-        beside = [_start(lab) for _ in range(starts)]
+        start(BESIDE.format(pods), rounds)
         memory = _shims(others) / len(others) / MIB
-    alone += [_start(lab) for _ in range(starts // 2)]
-    samples.taken[ALONE] = [Sample(wall, None) for wall in alone]
-    samples.taken[BESIDE.format(pods)] = [Sample(wall, None) for wall in beside]
-    return [Figure(f"shim and its share of the forkserver beside {pods} pods: PSS of each", memory, "MiB", 18.0, 6.0)]
+    start(ALONE, rounds // 2)
+    name = f"shim and its share of the forkserver beside {pods} pods: PSS of each"
+    return Figure(name, memory, "MiB", 18.0, 6.0, stack.name)
 
 
 def _shims(pods: list[Pod]) -> int:
@@ -56,15 +64,24 @@ def _shims(pods: list[Pod]) -> int:
     return sum(pss(pid) for pid in {*forkservers, *(pod.pid for pod in pods)})
 
 
-def _start(lab: Lab) -> float:
-    with Pod(lab, MANY) as pod:
+def _start(lab: Lab, stack: Stack) -> float:
+    with Pod(lab, MANY, stack) as pod:
         return pod.start() + pod.create().created
 
 
-def _containers(lab: Lab, samples: Samples) -> None:
+def _containers(lab: Lab, stack: Stack, samples: Samples) -> None:
     """Create and Start of each, `sleep` in all of them."""
-    with Pod(lab, MANY, several=True) as pod:
+    with Pod(lab, MANY, stack, several=True) as pod:
         pod.run()
-        taken = [called(lambda: pod.add(lab.unique("c"), ["sleep", "1000000"])) for _ in range(2, CONTAINERS + 1)]
-    samples.taken[SECOND] = [Sample(wall, None) for wall in taken[:NEAR]]
-    samples.taken[HUNDREDTH] = [Sample(wall, None) for wall in taken[-NEAR:]]
+        taken = [_added(lab, pod) for _ in range(2, CONTAINERS + 1)]
+    for name, near in ((SECOND, taken[:NEAR]), (HUNDREDTH, taken[-NEAR:])):
+        for sample in near:
+            samples.add(on(name, stack), sample)
+
+
+def _added(lab: Lab, pod: Pod) -> Sample:
+    """One more container, and the processor time of the pod meanwhile."""
+    pids = tree(pod.pid)
+    before = busy(pids)
+    wall = pod.add(lab.unique("c"), ["sleep", "1000000"])
+    return Sample(wall, busy(tree(pod.pid)) - before)
