@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import select
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from socket import AF_UNIX, SOCK_STREAM, socket, socketpair
 
@@ -19,19 +18,6 @@ from shim.stdio.relay import Relay, Streams
 from tests.framework.fakeguest import end_output, send_output
 
 BIG = 300_000  # more than a fifo holds
-
-
-@pytest.fixture
-def loop() -> Iterator[Loop]:
-    """A running loop; a callback that raises fails the test."""
-    failures: list[Exception] = []
-    loop = Loop(on_error=failures.append)
-    thread = threading.Thread(target=loop.run)
-    thread.start()
-    yield loop
-    loop.stop()
-    thread.join(5)
-    assert not failures
 
 
 def _connected(loop: Loop, fifos: Fifos, log: Path) -> tuple[Relay, dict[str, socket]]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from socket import AF_UNIX, SOCK_STREAM, socket, socketpair
 
@@ -17,19 +16,6 @@ from shim.stdio.fifo import Names
 from shim.stdio.relay import Relay, Streams
 from tests.framework.fakeguest import end_output, send_output
 from tests.framework.taskpod import Output
-
-
-@pytest.fixture
-def loop() -> Iterator[Loop]:
-    """A running loop; a callback that raises fails the test."""
-    failures: list[Exception] = []
-    loop = Loop(on_error=failures.append)
-    thread = threading.Thread(target=loop.run)
-    thread.start()
-    yield loop
-    loop.stop()
-    thread.join(5)
-    assert not failures
 
 
 def connected(loop: Loop, names: Names) -> tuple[Relay, dict[str, socket]]:

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 from _socket import AF_UNIX, SCM_RIGHTS, SOCK_STREAM, SOL_SOCKET, socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,19 +14,14 @@ from pathlib import Path
 import pytest
 
 from shim.task import forkclient
-from tests.framework.forkroom import SHIM, Room, parent, until
+from tests.framework.forkroom import SHIM, Room, opened, parent, until
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: sudo make test")
 
 
 @pytest.fixture
 def room(monkeypatch: pytest.MonkeyPatch) -> Iterator[Room]:
-    directory = Path(tempfile.mkdtemp(prefix="hkf", dir="/tmp"))
-    monkeypatch.setenv("HAKO_STATE_DIR", str(directory))
-    made = Room(directory)
-    yield made
-    made.close()
-    shutil.rmtree(directory)
+    yield from opened(Room, monkeypatch)
 
 
 def open_files(pid: int) -> set[str]:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import sys
-import tempfile
 from _socket import AF_UNIX, SOCK_STREAM, socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +13,7 @@ from typing import Any
 import pytest
 
 from shim.task import forkclient, pool
-from tests.framework.forkroom import SHIM, Room, parent, until
+from tests.framework.forkroom import SHIM, Room, opened, parent, until
 from tests.framework.importgraph import REPOSITORY
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: sudo make test")
@@ -51,12 +49,7 @@ class PoolRoom(Room):
 
 @pytest.fixture
 def room(monkeypatch: pytest.MonkeyPatch) -> Iterator[PoolRoom]:
-    directory = Path(tempfile.mkdtemp(prefix="hkp", dir="/tmp"))
-    monkeypatch.setenv("HAKO_STATE_DIR", str(directory))
-    made = PoolRoom(directory)
-    yield made
-    made.close()
-    shutil.rmtree(directory)
+    yield from opened(PoolRoom, monkeypatch)
 
 
 def is_there(pid: int) -> bool:

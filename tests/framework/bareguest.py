@@ -19,6 +19,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -74,8 +75,8 @@ def _newest(pattern: str) -> Path | None:
 # --- the image --------------------------------------------------------------------------------------------
 
 
-def tree(root: Path, script: Path) -> None:
-    """A root file system below `root` whose /init runs `script` with the agent on its path."""
+def tree(root: Path, script: Path, *framework: ModuleType) -> None:
+    """A root file system below `root` whose /init runs `script`, with the agent and modules of tests.framework on its path."""
     for name in _EMPTY:
         (root / name).mkdir(parents=True)
     (root / "etc/resolv.conf").write_text("")
@@ -93,6 +94,9 @@ def tree(root: Path, script: Path) -> None:
         shutil.copy(backend, hako)
     shutil.copytree(REPOSITORY / "agent", hako / "agent", ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(script, hako / "script.py")
+    (hako / "tests/framework").mkdir(parents=True)
+    for module in framework:
+        shutil.copy(str(module.__file__), hako / "tests/framework")
     init = root / "init"
     init.write_text(
         f"#!{PYTHON} -IS\nimport sys\nsys.path.insert(0, '/usr/lib/hako')\nsys.dont_write_bytecode = True\n"

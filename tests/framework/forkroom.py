@@ -8,19 +8,25 @@ from __future__ import annotations
 import compileall
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sysconfig
+import tempfile
 import time
 from _socket import AF_UNIX, SOCK_STREAM, socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TypeVar
+
+import pytest
 
 from shim.install import launcher
 from shim.task import forkclient
 from tests.framework.importgraph import REPOSITORY
 
 SHIM = "containerd-shim-hako-v2"
+Made = TypeVar("Made", bound="Room")
 
 
 def until(what: str, condition: Callable[[], object], seconds: float = 20) -> None:
@@ -28,6 +34,16 @@ def until(what: str, condition: Callable[[], object], seconds: float = 20) -> No
     while not condition():
         assert time.monotonic() < deadline, f"never: {what}"
         time.sleep(0.02)
+
+
+def opened(kind: Callable[[Path], Made], monkeypatch: pytest.MonkeyPatch) -> Iterator[Made]:
+    """A room of that kind in a directory of its own, with nothing left of it afterwards: a fixture's body."""
+    directory = Path(tempfile.mkdtemp(prefix="hkf", dir="/tmp"))
+    monkeypatch.setenv("HAKO_STATE_DIR", str(directory))
+    made = kind(directory)
+    yield made
+    made.close()
+    shutil.rmtree(directory)
 
 
 class Room:

@@ -11,20 +11,20 @@ import errno
 import gc
 import os
 import statistics
-import sys
 import time
 import traceback
 from pathlib import Path
 
-from agent import init
 from agent.api import jsonmap, oci_pb2
-from agent.linux import procfs, syscalls
+from agent.linux import syscalls
 from agent.process.stdio import StdioPlan
+from tests.framework import checks
 from tests.framework.box import Guest, Streams, default_mounts
+from tests.framework.checks import expect
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Callable
+    from typing import Any
 
 DIRECTORY = Path("/run/box")
 CGROUP_MOUNT = {
@@ -43,12 +43,6 @@ def guest() -> Guest:
         DIRECTORY.mkdir()
         _guest.append(Guest(DIRECTORY, "/sys/fs/cgroup"))
     return _guest[0]
-
-
-def expect(got: object, wanted: object) -> None:
-    """Equality with both sides in the message."""
-    if got != wanted:
-        raise AssertionError(f"{got!r} is not {wanted!r}")
 
 
 def absent(path: str) -> None:
@@ -318,29 +312,5 @@ def _has_program(pid: str) -> bool:
 
 
 def main() -> None:
-    """PID 1: check without init where asked, set up, check, power off."""
-    try:
-        first = os.stat("/").st_dev == os.stat("/usr").st_dev and os.access("/", os.W_OK)
-        if first:
-            run("on_the_first_root", on_the_first_root)
-        init.setup()
-        print(f"CHECK setup ok {time.clock_gettime(time.CLOCK_BOOTTIME):.3f}", flush=True)
-        skipped = procfs.kernel_parameters().get("checks.skip", "").split(",")
-        for name, check in list(globals().items()):
-            if name.startswith("check_") and name[6:] not in skipped:
-                run(name[6:], check)
-    except BaseException:  # noqa: BLE001 - PID 1 has nobody to raise to
-        traceback.print_exc()
-        sys.stdout.flush()
-    init.poweroff()
-
-
-def run(name: str, check: Callable[[], None]) -> None:
-    """One check, one line; all else that it prints stays on the console too."""
-    try:
-        check()
-    except Exception as error:  # noqa: BLE001 - the line is the result
-        traceback.print_exc()
-        print(f"CHECK {name} FAIL {type(error).__name__}: {error}".replace("\n", " "), flush=True)
-    else:
-        print(f"CHECK {name} ok -", flush=True)
+    """PID 1."""
+    checks.run_all(globals(), first=on_the_first_root)

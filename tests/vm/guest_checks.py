@@ -9,7 +9,6 @@ from __future__ import annotations
 import errno
 import os
 import signal
-import sys
 import time
 import traceback
 
@@ -20,6 +19,8 @@ from agent.errors import StepError
 from agent.guest import copyfile, metrics
 from agent.linux import bpf, cgroupfs, procfs, syscalls
 from agent.linux.loop import Loop
+from tests.framework import checks
+from tests.framework.checks import NotHere, expect
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -31,16 +32,6 @@ def resources(config: dict[str, Any]) -> oci_pb2.LinuxResources:
     filled = oci_pb2.LinuxResources()
     jsonmap.fill(filled, config)
     return filled
-
-
-class NotHere(Exception):
-    """This kernel cannot; the reason."""
-
-
-def expect(got: object, wanted: object) -> None:
-    """Equality with both sides in the message."""
-    if got != wanted:
-        raise AssertionError(f"{got!r} is not {wanted!r}")
 
 
 def require(condition: bool) -> None:
@@ -466,28 +457,5 @@ def check_plugged_cpu_comes_into_use() -> None:
 
 
 def main() -> None:
-    """PID 1: set up, check, power off."""
-    try:
-        init.setup()
-        print(f"CHECK setup ok {time.clock_gettime(time.CLOCK_BOOTTIME):.3f}", flush=True)
-        skipped = procfs.kernel_parameters().get("checks.skip", "").split(",")
-        for name, check in list(globals().items()):
-            if name.startswith("check_") and name[6:] not in skipped:
-                run(name[6:], check)
-    except BaseException:  # noqa: BLE001 - PID 1 has nobody to raise to
-        traceback.print_exc()
-        sys.stdout.flush()
-    init.poweroff()
-
-
-def run(name: str, check: Callable[[], None]) -> None:
-    """One check, one line; all else that it prints stays on the console too."""
-    try:
-        check()
-    except NotHere as reason:
-        print(f"CHECK {name} skip {reason}", flush=True)
-    except Exception as error:  # noqa: BLE001 - the line is the result
-        traceback.print_exc()
-        print(f"CHECK {name} FAIL {type(error).__name__}: {error}".replace("\n", " "), flush=True)
-    else:
-        print(f"CHECK {name} ok -", flush=True)
+    """PID 1."""
+    checks.run_all(globals())

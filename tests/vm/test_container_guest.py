@@ -2,26 +2,17 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from tests.framework import bareguest, box
+from tests.framework import bareguest, box, checks
 from tests.framework.bareguest import Run
 
 SCRIPT = Path(__file__).with_name("container_checks.py")
 
 pytestmark = [pytest.mark.vm, pytest.mark.timeout(400)]
-
-
-def names() -> list[str]:
-    """The checks, read from their file without importing it."""
-    lines = SCRIPT.read_text().splitlines()
-    return [
-        line.removeprefix("def check_").partition("(")[0] for line in lines if line.startswith("def check_")
-    ]
 
 
 @pytest.fixture(scope="module")
@@ -31,10 +22,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     if lacking:
         pytest.skip(lacking)
     tree = tmp_path_factory.mktemp("guest") / "root"
-    bareguest.tree(tree, SCRIPT)
-    framework = tree / "usr/lib/hako/tests/framework"
-    framework.mkdir(parents=True)
-    shutil.copy(box.__file__, framework)
+    bareguest.tree(tree, SCRIPT, box, checks)
     return tree
 
 
@@ -63,7 +51,7 @@ def judge(run: Run, name: str) -> None:
     assert outcome.startswith("ok"), f"{name}: {outcome}\nconsole ends:\n{run.console[-3000:]}"
 
 
-@pytest.mark.parametrize("name", names())
+@pytest.mark.parametrize("name", checks.names(SCRIPT))
 def test_containers_in_a_guest_with_a_read_only_root(erofs_run: Run, name: str) -> None:
     """Each check of container_checks.py holds in a guest that boots as ours do."""
     judge(erofs_run, name)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.framework import bareguest
+from tests.framework import bareguest, checks
 from tests.framework.bareguest import Device, Run
 
 SCRIPT = Path(__file__).with_name("guest_checks.py")
@@ -24,15 +24,6 @@ GUESTS = ("erofs", "initramfs", "stock")
 pytestmark = [pytest.mark.vm, pytest.mark.timeout(300)]
 
 
-def names() -> list[str]:
-    """The checks, read from their file without importing it."""
-    lines = SCRIPT.read_text().splitlines()
-    found = [
-        line.removeprefix("def check_").partition("(")[0] for line in lines if line.startswith("def check_")
-    ]
-    return ["setup", *found]
-
-
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The guests' file tree."""
@@ -40,7 +31,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     if lacking:
         pytest.skip(lacking)
     tree = tmp_path_factory.mktemp("guest") / "root"
-    bareguest.tree(tree, SCRIPT)
+    bareguest.tree(tree, SCRIPT, checks)
     return tree
 
 
@@ -126,9 +117,8 @@ def run_of(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[st
 
 def cases() -> list[tuple[str, str]]:
     """(guest, check) for all that can be checked there."""
-    return [
-        (guest, name) for guest in GUESTS for name in names() if guest == "erofs" or name not in ONLY_EROFS
-    ]
+    names = ["setup", *checks.names(SCRIPT)]
+    return [(guest, name) for guest in GUESTS for name in names if guest == "erofs" or name not in ONLY_EROFS]
 
 
 @pytest.mark.parametrize(("guest", "name"), cases())
