@@ -42,17 +42,21 @@ class Arrival:
         self._name = name.encode()
         self._bind = os.open(f"{DRIVER}/bind", os.O_WRONLY | os.O_CLOEXEC)
         self._event = os.open(HOTPLUG_EVENT, os.O_WRONLY | os.O_CLOEXEC)
-        self._host = os.open(_port(), os.O_RDONLY | os.O_CLOEXEC)
+        self._host = os.open(_port(), os.O_RDWR | os.O_CLOEXEC)
         _write(f"{DRIVER}/unbind", self._name)
         os.write(self._event, b"disable\n")
 
-    def wait(self) -> None:
-        """Until the host says that the device is there, and its driver is up."""
+    def wait(self, hello: bytes) -> None:
+        """Until the host says that the device is there, and its driver is up; the host is answered with `hello`.
+
+        Not on the console: a terminal would be twice the code.
+        """
         global _unseen
         os.read(self._host, 1)
         os.pwrite(self._config, self._header[_BASE_ADDRESSES], _BASE_ADDRESSES.start)
         os.pwrite(self._config, self._header[_COMMAND], _COMMAND.start)
         os.write(self._bind, self._name)
+        os.write(self._host, hello)
         # The event of the plug itself is of no use any more; later ones are.
         os.write(self._event, b"clear\n")
         os.write(self._event, b"enable\n")

@@ -94,15 +94,22 @@ class Sandbox:
 
     # --- the sandbox itself ---------------------------------------------------------------------------------
 
+    def prepare(self) -> None:
+        """Make what is the same for every sandbox; `create` does it unless a template's agent has. Idempotent."""
+        if not self._namespaces:
+            os.makedirs(BUNDLES, mode=0o755, exist_ok=True)
+            self._namespaces = shared_namespaces.create()
+
     def create(self, request: agent_pb2.CreateSandboxRequest) -> None:
         """Make what containers share. Nothing is left if it fails."""
         if self._created:
             raise AlreadyExists("sandbox", request.sandbox_id)
         for module in request.kernel_modules:
             modules.load(module.name, " ".join(module.parameters))
-        os.makedirs(BUNDLES, mode=0o755, exist_ok=True)
-        self._namespaces = shared_namespaces.create(request.hostname)
+        self.prepare()
         try:
+            if request.hostname:
+                shared_namespaces.set_hostname(request.hostname)
             self._storages.acquire(request.storages)
             if request.dns:
                 network.write_dns(request.dns)

@@ -119,14 +119,16 @@ def serve(chosen: config.Config, began: int, *, is_init: bool) -> None:
     gc.freeze()
     gc.enable()
     if chosen.template:
+        agent.sandbox.prepare()
         warm.clear_free_memory()
         spans.forget()
         arriving = arrival.Arrival()
         time.sleep(REST_SECONDS)
         began = monotonic_ns()  # the clock of a clone goes on from here
         os.write(console, TEMPLATE)
-        arriving.wait()
-    os.write(console, HELLO)
+        arriving.wait(HELLO)
+    else:
+        os.write(console, HELLO)
     spans.keep("agent", "", began)
     agent.loop.run()
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import fcntl
 import os
 import struct
+import sys
 
 from agent.api import agent_pb2, csi_pb2
 from agent.errors import DeadlineExceeded, InvalidSpec, step_error
@@ -27,6 +28,7 @@ HOTPLUG_SECONDS = 3.0
 _RNDADDENTROPY = 0x40085203
 _RNDRESEEDCRNG = 0x5207
 _POOL_PIECE = 512
+_random_fd = -1
 _MOST_SEED = 1 << 16
 
 
@@ -101,26 +103,29 @@ def reseed(data: bytes) -> None:
     if not data or len(data) > _MOST_SEED:
         raise InvalidSpec("data", f"{len(data)} bytes are no seed")
     try:
-        fd = os.open("/dev/random", os.O_RDWR | os.O_CLOEXEC)
-        try:
-            for start in range(0, len(data), _POOL_PIECE):
-                piece = data[start : start + _POOL_PIECE]
-                # struct rand_pool_info: bits of entropy, bytes, data
-                fcntl.ioctl(fd, _RNDADDENTROPY, struct.pack("ii", len(piece) * 8, len(piece)) + piece)
-            fcntl.ioctl(fd, _RNDRESEEDCRNG)
-        finally:
-            os.close(fd)
+        fd = _random_pool()
+        for start in range(0, len(data), _POOL_PIECE):
+            piece = data[start : start + _POOL_PIECE]
+            # struct rand_pool_info: bits of entropy, bytes, data
+            fcntl.ioctl(fd, _RNDADDENTROPY, struct.pack("ii", len(piece) * 8, len(piece)) + piece)
+        fcntl.ioctl(fd, _RNDRESEEDCRNG)
     except OSError as error:
         raise step_error("reseed the random pool", error) from error
     _reseed_python()
+
+
+def _random_pool() -> int:
+    """Opened once, in the template already."""
+    global _random_fd
+    if _random_fd < 0:
+        _random_fd = os.open("/dev/random", os.O_RDWR | os.O_CLOEXEC)
+    return _random_fd
 
 
 def _reseed_python() -> None:
     """Python's own generator was seeded before the template was saved; nothing here may be guessed from
     that.
     """
-    import sys
-
     random = sys.modules.get("random")
     if random is not None:
         random.seed()

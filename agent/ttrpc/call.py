@@ -13,17 +13,20 @@ if TYPE_CHECKING:
 class Call:
     """One request as its handler sees it. Read-only."""
 
-    __slots__ = ("metadata", "method", "service", "timeout")
+    __slots__ = ("metadata", "method", "service", "timeout_nano")
 
-    def __init__(
-        self, service: str, method: str, metadata: dict[str, list[str]], timeout: float | None
-    ) -> None:
+    def __init__(self, service: str, method: str, metadata: dict[str, list[str]], timeout_nano: int) -> None:
         self.service = service
         self.method = method
         self.metadata = metadata
         """The caller's metadata: lower-case key to its values in order."""
-        self.timeout = timeout
-        """Seconds that the caller waits, None for ever. The server itself answers DEADLINE_EXCEEDED then."""
+        self.timeout_nano = timeout_nano
+        """What the caller waits, 0 or less: for ever. The server itself answers DEADLINE_EXCEEDED then."""
+
+    @property
+    def timeout(self) -> float | None:
+        """The same in seconds, None for ever. Most calls are answered before anybody needs to know."""
+        return self.timeout_nano / 1e9 if self.timeout_nano > 0 else None
 
 
 class Deferred:

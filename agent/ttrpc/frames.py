@@ -80,8 +80,7 @@ class Decoder:
         end = HEADER_SIZE + length
         if len(buffer) < end:
             return None
-        with memoryview(buffer) as view:
-            payload = bytes(view[HEADER_SIZE:end])
+        payload = bytes(buffer[HEADER_SIZE:end])
         del buffer[:end]
         return Frame(stream_id, type, flags, payload)
 

@@ -97,7 +97,8 @@ class Server:
             if exc.errno in (errno.EMFILE, errno.ENFILE):
                 self._pause(listener)
             return
-        sock = socket(fileno=fd)
+        # Said, so that the kernel need not be asked three times.
+        sock = socket(listener.family, listener.type, listener.proto, fd)
         if admit is None or admit(address):
             self.attach(sock)
         else:
@@ -214,8 +215,8 @@ class _Pending:
             self._run(handler, message)
         else:
             server._executor(lambda: self._run(handler, message))
-        if self._call.timeout is not None and self.stream_id in self._peer._pending:
-            self._timer = server._loop.call_later(self._call.timeout, self._timed_out)
+        if self._call.timeout_nano > 0 and self.stream_id in self._peer._pending:
+            self._timer = server._loop.call_later(self._call.timeout_nano / 1e9, self._timed_out)
 
     def _run(self, handler: Handler, message: Any) -> None:
         try:
@@ -272,8 +273,7 @@ def _call_of(request: Request) -> Call:
     metadata: dict[str, list[str]] = {}
     for pair in request.metadata:
         metadata.setdefault(pair.key, []).append(pair.value)
-    timeout = request.timeout_nano / 1e9 if request.timeout_nano > 0 else None
-    return Call(request.service, request.method, metadata, timeout)
+    return Call(request.service, request.method, metadata, request.timeout_nano)
 
 
 def _decode(message_class: Any, data: bytes, what: str) -> Any:

@@ -115,7 +115,7 @@ class Vm(Protocol):
     pidfd: int
 
     def wait_ready(self, timeout: float) -> None:
-        """Wait for HELLO on the console.
+        """Wait for HELLO.
 
         Raises BootError at the deadline, or at once if the VMM ends before.
         """

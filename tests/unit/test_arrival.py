@@ -12,6 +12,7 @@ import pytest
 from agent import arrival
 
 HEADER = bytes(range(100, 164))
+HELLO = b"hello\n"
 WAKE = 5.0
 
 
@@ -47,13 +48,9 @@ def sysfs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Sysfs:
 
 
 def begin(sysfs: Sysfs) -> tuple[arrival.Arrival, int]:
-    """In the template, and the host's end of the port."""
-    ends: list[int] = []
-    host = threading.Thread(target=lambda: ends.append(os.open(sysfs.port, os.O_WRONLY)))
-    host.start()
-    made = arrival.Arrival()
-    host.join(WAKE)
-    return made, ends[0]
+    """In the template, and the host's end of the port, which is the same: it says something when it was read."""
+    host = os.open(sysfs.port, os.O_RDWR)
+    return arrival.Arrival(), host
 
 
 def test_the_device_is_let_go_and_taken_again(sysfs: Sysfs) -> None:
@@ -62,11 +59,12 @@ def test_the_device_is_let_go_and_taken_again(sysfs: Sysfs) -> None:
     assert (sysfs.driver / "unbind").read_bytes() == b"virtio5"
     assert sysfs.event.read_bytes() == b"disable\n"
     (sysfs.device / "config").write_bytes(bytes(len(HEADER)))
-    waiting = threading.Thread(target=made.wait, daemon=True)
+    waiting = threading.Thread(target=made.wait, args=[HELLO], daemon=True)
     waiting.start()
     assert (sysfs.driver / "bind").read_bytes() == b""
     os.write(host, b"\n")
     waiting.join(WAKE)
+    assert os.read(host, 100) == HELLO
     os.close(host)
     assert (sysfs.driver / "bind").read_bytes() == b"virtio5"
     restored = (sysfs.device / "config").read_bytes()
@@ -82,7 +80,7 @@ def test_what_else_is_in_the_slot_is_looked_for_once(sysfs: Sysfs) -> None:
     assert (sysfs.device / "rescan").read_bytes() == b""
     made, host = begin(sysfs)
     os.write(host, b"\n")
-    made.wait()
+    made.wait(HELLO)
     os.close(host)
     arrival.look_again()
     assert (sysfs.device / "rescan").read_bytes() == b"1"

@@ -48,7 +48,7 @@ def test_system_call_errors_become_steps(monkeypatch: pytest.MonkeyPatch) -> Non
     table = Service(broken, is_init=False, on_destroyed=lambda: None, on_exercise=lambda _request: None).services()
     request, handler = table["grpc.AgentService"]["CreateSandbox"]
     with pytest.raises(StepError, match=r"CreateSandbox: /run/x: (?i:no space left on device)"):
-        handler(request(), Call("grpc.AgentService", "CreateSandbox", {}, None))
+        handler(request(), Call("grpc.AgentService", "CreateSandbox", {}, 0))
     assert "Traceback" in lines[0]
 
 

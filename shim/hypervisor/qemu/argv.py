@@ -225,7 +225,7 @@ def console(fds: Fds, bus: Bus) -> list[str]:
 
 
 def arrival(fds: Fds) -> list[str]:
-    """A port on which a saved VM that runs again is told so."""
+    """A port on which a saved VM that runs again is told so, and says HELLO."""
     if fds.arrival < 0:
         return []
     return [

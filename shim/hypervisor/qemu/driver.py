@@ -125,6 +125,7 @@ class QemuVm:
             command = argv.command(self._spec, fds, self._options, incoming=self._incoming)
             child = process.spawn(command, fds=_inherited(self._spec, fds), confine=self._spec.confine)
         self._arrival = arrival
+        self._answer = Tail(os.dup(arrival.fileno()), on_data=self._console_said) if arrival is not None else None
         self._console = Tail(console.detach(), on_data=self._console_said)
         self._serial = Tail(serial.detach()) if serial is not None else None
         self._qmp = Qmp(qmp, self._events.take)
@@ -268,7 +269,8 @@ class QemuVm:
             self._console.close()
             if self._serial is not None:
                 self._serial.close()
-            if self._arrival is not None:
+            if self._arrival is not None and self._answer is not None:
+                self._answer.close()
                 self._arrival.close()
 
     def _quit(self, timeout: float) -> None:
