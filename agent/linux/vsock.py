@@ -1,16 +1,34 @@
-"""AF_VSOCK: listening sockets of the guest, and who may connect to them."""
+"""AF_VSOCK: listening sockets of the guest, who may connect to them, how much one send may have."""
 
 from __future__ import annotations
 
 import _socket
+import os
 
 CID_ANY = 0xFFFFFFFF
 CID_HOST = 2
 
 BACKLOG = 128
 PACKET_MAX = 28 << 10
-"""What one send may have. The guest's kernel (6.17, and stable ones since August 2025) puts more than 32 KiB into several
+"""What one send may have, whatever the kernel. 6.17, and stable ones since August 2025, put more than 32 KiB into several
 descriptors, which vhost-device-vsock 0.3 and others drop without a word, and the stream stands still."""
+
+
+def send_max(release: str) -> int:
+    """What one send may have under the kernel `release` (uname -r), in bytes.
+
+    Up to 6.1 virtio_transport_send_pkt_work adds header and data as one descriptor each (sg_init_one; read in 6.1.192):
+    it has no packets in several pieces, and itself cuts what it is given at 64 KiB.
+    """
+    try:
+        major, minor = (int(number) for number in release.split(".", 2)[:2])
+    except ValueError:
+        return PACKET_MAX
+    return 1 << 20 if (major, minor) <= (6, 1) else PACKET_MAX
+
+
+SEND_MAX = send_max(os.uname().release)
+"""What one send of a stream may have here."""
 
 
 def listen(port: int) -> _socket.socket:

@@ -106,7 +106,7 @@ def check(sock: socket.socket, expected: bytes) -> None:
     digest = hashlib.sha1()
     with sock.makefile("rb") as stream:
         while size := int.from_bytes(stream.read(4), "big"):
-            assert size <= 65536
+            assert size <= 1 << 20
             digest.update(stream.read(size))
     assert digest.digest() == expected
 

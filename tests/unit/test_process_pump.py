@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 import socket
@@ -11,7 +12,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from agent.linux.loop import Loop
-from agent.linux.vsock import PACKET_MAX
+from agent.linux.vsock import PACKET_MAX, send_max
 from agent.process import pump
 
 
@@ -153,6 +154,46 @@ def test_two_flows_do_not_mix_their_buffers(loop: Loop) -> None:
     for letter, _, theirs, _, got, *_ in flows:
         read_some(theirs, got)
         assert b"".join(frames(bytes(got))) == letter * 300_000
+
+
+def test_an_output_that_fills_its_pipe_gets_a_larger_one(loop: Loop, ended: Ended, pipe: tuple[int, int]) -> None:
+    """Then writer and flow take turns less often; frames grow with the pipe, and a stalled one is not spoiled by others."""
+    ours, theirs = pair()
+    ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
+    pump.Output(loop, pipe[0], ours.fileno(), ended).begin()
+    os.set_blocking(pipe[1], False)
+    small = fcntl.fcntl(pipe[1], fcntl.F_GETPIPE_SZ)
+    data = bytes(range(251)) * 20_000
+    left, got = memoryview(data), bytearray()
+    while left:
+        try:
+            left = left[os.write(pipe[1], left) :]
+        except BlockingIOError:
+            loop.run_once(0)
+            read_some(theirs, got)
+        other_output(loop)
+    os.close(pipe[1])
+    while not ended.count:
+        loop.run_once(0)
+        read_some(theirs, got)
+    read_some(theirs, got)
+    pieces = frames(bytes(got))
+    assert b"".join(pieces) == data
+    assert len(pieces[0]) == small and small < max(map(len, pieces)) < 1 << 20
+    assert fcntl.fcntl(pipe[0], fcntl.F_GETPIPE_SZ) == 1 << 20
+
+
+def other_output(loop: Loop) -> None:
+    """A stream of another process: a frame of 60 kB."""
+    reader, writer = os.pipe()
+    ours, theirs = pair()
+    ended = Ended()
+    pump.Output(loop, reader, ours.fileno(), ended).begin()
+    os.write(writer, b"o" * 60_000)
+    os.close(writer)
+    run(loop, lambda: ended.count == 1)
+    assert frames(theirs.recv(1 << 20))[0] == b"o" * 60_000
+    os.close(reader)
 
 
 def test_output_ends_when_the_host_is_gone(loop: Loop, ended: Ended, pipe: tuple[int, int]) -> None:
@@ -307,3 +348,15 @@ def test_no_send_is_larger_than_a_packet(loop: Loop, ended: Ended) -> None:
     os.close(source)
     assert sum(sizes) == 60_000 + 2 * pump.HEADER  # with the end's
     assert len(sizes) > 2 and max(sizes) <= PACKET_MAX < 32 << 10
+
+
+@pytest.mark.parametrize(
+    ("release", "bound"),
+    [
+        ("6.1.192-hako", 1 << 20), ("5.15.0", 1 << 20), ("6.2.0", PACKET_MAX), ("6.12.130+deb13-cloud-amd64", PACKET_MAX),
+        ("7.0.1", PACKET_MAX), ("strange", PACKET_MAX), ("6.x", PACKET_MAX),
+    ],
+)  # fmt: skip
+def test_only_a_kernel_that_is_known_gets_large_sends(release: str, bound: int) -> None:
+    """A kernel that chains descriptors loses them; one that does not cuts the packets itself."""
+    assert send_max(release) == bound
