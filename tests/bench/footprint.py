@@ -36,8 +36,9 @@ def figures(lab: Lab, stack: Stack) -> list[Figure]:
             pod.run()
             time.sleep(REST)
             found += [*_memory(pod, mode), _agent(pod, mode)]
-            with floors.idle(lab, stack) as bare:
-                found += _idle_time(pod, mode, bare)
+            if mode == TEMPLATE:
+                with floors.idle(lab, stack) as bare:
+                    found += _idle_time(pod, bare)
     return [figure._replace(stack=stack.name) for figure in found]
 
 
@@ -79,15 +80,14 @@ def _agent(pod: Pod, mode: str) -> Figure:
     return Figure(f"agent in the guest, {mode}: RSS", int(resident) / MIB, "MiB", 20.0, 12.0, detail=mode != TEMPLATE)
 
 
-def _idle_time(pod: Pod, mode: str, bare: int) -> list[Figure]:
+def _idle_time(pod: Pod, bare: int) -> list[Figure]:
     """Per cent of a core, beside a VM that has nothing to do, in the same seconds."""
     pids = tree(pod.pid)
     before, floor = busy(pids), busy([bare])
     time.sleep(WATCH)
     ours, theirs = (busy(pids) - before) / WATCH * 100, (busy([bare]) - floor) / WATCH * 100
-    name = f"idle pod, {mode}: processor time"
     return [
-        Figure(name, ours, "% of a core", detail=True),
-        Figure(f"idle bare VM beside it, {mode}: processor time", theirs, "% of a core", detail=True),
-        Figure(f"{name} over the bare VM's", ours / theirs, "x", 1.5, 1.1, detail=mode != TEMPLATE),
+        Figure("idle pod: processor time", ours, "% of a core", detail=True),
+        Figure("idle bare VM beside it: processor time", theirs, "% of a core", detail=True),
+        Figure("idle pod: processor time over the bare VM's", ours / theirs, "x", 1.5, 1.1),
     ]

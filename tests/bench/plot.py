@@ -14,7 +14,7 @@ from tests.bench.floors import F_BOOT, F_RESTORE
 from tests.bench.peers import FIRST, RUN
 from tests.bench.settings import COLD, DISKS, POOL, TEMPLATE
 from tests.bench.stacks import on
-from tests.bench.starts import BY_HAND, CREATED, READY, name
+from tests.bench.starts import BY_HAND, CREATED, HELLO, READY, name
 from tests.bench.subjects import Samples
 
 WIDTH, LEFT, RIGHT, TOP, STEP, TITLE_STEP = 1000, 250, 80, 64, 26, 34
@@ -23,6 +23,7 @@ COLOURS = ("#c2691b", "#2563a8", "#5d7f2c")
 OTHER, GRID, TEXT = "#666666", "#e2e2e2", "#222222"
 PANELS = {
     "Bare QEMU": [("F_restore", F_RESTORE), ("F_boot", F_BOOT)],
+    "Clone, from QEMU's start": [("hello", name(HELLO, TEMPLATE))],
     "Pod, from Create": [
         (f"{words}, {mode}", name(stem, mode))
         for mode in (TEMPLATE, COLD)

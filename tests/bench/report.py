@@ -83,7 +83,8 @@ def _explained(stacks: Sequence[str]) -> str:
     judged = f"judged on {NEWER}" if NEWER in stacks else f"judged on {stacks[0]}, since {NEWER} is not here"
     return (
         "A cell is ours / against = ratio of the medians (95 % interval), milliseconds; for speeds the ratio is upside down. CPU:"
-        f" the same ratio of processor times, on each stack. =: it has to do with no stack. Rows are {judged}."
+        " the same ratio of processor times on each stack, of whole runs until nothing of them is left, of a pool hit until the"
+        f" next VM waits. =: it has to do with no stack. Rows are {judged}."
     )
 
 

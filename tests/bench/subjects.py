@@ -18,13 +18,15 @@ class Subject(NamedTuple):
     """One thing to be timed: `run` does it once and returns the wall seconds of each of its `names`.
 
     Several names are moments of the same run, whose processor time they share. `prepare` comes before and is not measured.
-    `repeats`: how often a run does it, for the processor time of one.
+    `repeats`: how often a run does it, for the processor time of one; `parts`: names of what is a part of the run only, whose
+    processor time nobody knows.
     """
 
     names: tuple[str, ...]
     run: Callable[[], tuple[float, ...]]
     prepare: Callable[[], object] | None = None
     repeats: int = 1
+    parts: tuple[str, ...] = ()
 
 
 def single(name: str, run: Callable[[], float], prepare: Callable[[], object] | None = None, repeats: int = 1) -> Subject:
@@ -52,7 +54,7 @@ class Samples:
             return
         if keep:
             for name, wall in zip(subject.names, walls, strict=True):
-                self.add(name, Sample(wall, cpu / subject.repeats))
+                self.add(name, Sample(wall, None if name in subject.parts else cpu / subject.repeats))
 
     def add(self, name: str, sample: Sample) -> None:
         """One more."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from shim.errors import HakoError
-from tests.bench import catalogue, settings, stacks
+from tests.bench import catalogue, settings, stacks, starts
 from tests.bench.measure import RunFailed, Sample
 from tests.bench.rows import ALONE, Figure, Line, Row, Value, lines, of_figures, verdict
 from tests.bench.stacks import Stack, on
@@ -133,6 +133,15 @@ def test_the_processor_time_of_repeated_work_is_that_of_one() -> None:
     taken.take(single("a", lambda: sum(range(10)) / 10, repeats=1000), keep=True)
     (cpu,) = taken.cpu("a")
     assert abs(cpu) < 0.01
+    taken.take(Subject(("b", "c"), lambda: (1.0, 0.5), parts=("c",)), keep=True)
+    assert [len(taken.cpu(name)) for name in ("b", "c")] == [1, 0]
+
+
+def test_the_way_to_a_clones_hello_is_read_from_its_log() -> None:
+    """And a pod that booted is no clone."""
+    assert starts.hello("214 ms: cgroup 3, template 7, virtiofsd 17, restore 39, boot 23, connect 7") == 0.062
+    with pytest.raises(RunFailed, match="launch 40"):
+        starts.hello("3998 ms: template 0, launch 40, boot 3900")
 
 
 # --- stacks and groups ------------------------------------------------------------------------------------
