@@ -22,7 +22,7 @@ help:
 	@echo 'make install      hako and containerd-shim-hako-v2 below PREFIX=$(PREFIX)'
 	@echo 'make uninstall    take everything away again (KEEP_CACHE=1 keeps what was built and fetched)'
 	@echo 'make lint         ruff, mypy --strict, import contract'
-	@echo 'make bench        measure, against runc and a bare boot'
+	@echo 'make bench        measure, beside runc, crun, gVisor and bare floors'
 	@echo 'make test-trixie  the tests in a fresh Debian 13 (test-bookworm: 12) below build/'
 	@echo 'make clean        remove what was made in this checkout'
 

@@ -44,9 +44,9 @@ class Lab:
         self.traces: dict[str, list[str]] = {}
         """What the shim said of each start's steps, by mode and stack."""
         self.guest = guestfiles.find(GuestConfig())
-        found = stacks.find()
+        found = stacks.find(wanted)
         self.missing |= found.missing
-        self.stacks = [stack for stack in found.stacks if wanted in stack.name] or found.stacks
+        self.stacks = found.stacks
         self._numbers = itertools.count(1)
         self._pods: dict[tuple[str, str, bool], Pod] = {}
         self._bare: dict[str, BareGuest] = {}

@@ -32,8 +32,9 @@ class Stack(NamedTuple):
 
     def described(self) -> str:
         """Versions, for people."""
-        kind = {"c": "C", "rust": "Rust"}[virtiofsd.kind_of(self.virtiofsd)]
-        return f"QEMU {version(self.qemu)}, {kind} virtiofsd"
+        rust = virtiofsd.kind_of(self.virtiofsd) == "rust"
+        daemon = f"Rust virtiofsd {version(self.virtiofsd)}" if rust else "C virtiofsd"
+        return f"QEMU {version(self.qemu)}, {daemon}"
 
 
 class Found(NamedTuple):
@@ -54,11 +55,21 @@ def judged(names: Iterable[str]) -> str:
     return NEWER if NEWER in there or not there else there[0]
 
 
-def find() -> Found:
-    """The distribution's own, and the newer one beside it. Raises NotFound if this host has not even the former."""
-    own = stock()
+def find(wanted: str = "") -> Found:
+    """The distribution's own, and the newer one beside it; only those whose names have `wanted` in them, if any has.
+
+    Raises NotFound if this host has not even the former.
+    """
+    found = every(stock(), fetch=wanted in NEWER)
+    return found._replace(stacks=[stack for stack in found.stacks if wanted in stack.name] or found.stacks)
+
+
+def every(own: Stack, *, fetch: bool) -> Found:
+    """The host's own one; and the newer, which is looked for where it is to be fetched."""
     if own.name == NEWER:
         return Found([own], {"the stack of Debian 12": f"this host's own is {own.described()}: run the bench on a Debian 12"})
+    if not fetch:
+        return Found([own], {})
     try:
         return Found([own, fetched()], {})
     except HakoError as exc:
@@ -84,8 +95,8 @@ def system() -> str:
     return f"{release.get('ID', 'linux').capitalize()} {release.get('VERSION_ID', '')}".strip()
 
 
-def version(qemu: str) -> str:
-    """Of a QEMU, such as 10.0.2."""
-    said = subprocess.run([qemu, "--version"], capture_output=True, text=True, timeout=20, check=True).stdout
-    found = re.search(r"version ([0-9.]+)", said)
+def version(program: str) -> str:
+    """Of a QEMU, such as 10.0.2, or of a Rust virtiofsd."""
+    said = subprocess.run([program, "--version"], capture_output=True, text=True, timeout=20, check=True).stdout
+    found = re.search(r"(?:version|virtiofsd) ([0-9.]+)", said)
     return found[1] if found else "0"

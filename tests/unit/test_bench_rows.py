@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+from typing import cast
+
 import pytest
 
 from shim.errors import HakoError
-from tests.bench import catalogue, settings, stacks, starts
+from tests.bench import catalogue, gvisor, settings, stacks, starts
+from tests.bench.lab import Lab
 from tests.bench.measure import RunFailed, Sample
 from tests.bench.rows import ALONE, Figure, Line, Row, Value, lines, of_figures, verdict
 from tests.bench.stacks import Stack, on
@@ -156,6 +161,7 @@ def test_a_host_without_the_newer_stack_is_told_how_to_get_it(monkeypatch: pytes
     own = Stack(OLD, "/usr/bin/qemu-system-x86_64", "/usr/lib/qemu/virtiofsd")
     monkeypatch.setattr(stacks, "stock", lambda: own)
     monkeypatch.setattr(stacks, "fetched", refused)
+    assert stacks.find("Debian") == ([own], {})  # nothing is fetched that nobody wants
     found = stacks.find()
     assert found.stacks == [own]
     assert "shim.tools --ensure qemu10 virtiofsd-rust" in found.missing["the stack QEMU 10"]
@@ -171,6 +177,55 @@ def test_a_host_whose_own_stack_is_the_newer_one_says_what_it_cannot_show(monkey
     assert found.stacks == [own]
     said = "this host's own is QEMU 10.0.2, Rust virtiofsd: run the bench on a Debian 12"
     assert found.missing == {"the stack of Debian 12": said}
+
+
+def test_only_the_stacks_that_are_wanted_are_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or all, where there is none of that name."""
+    own, newer = Stack(OLD, "q", "v"), Stack(NEW, "r", "w")
+    monkeypatch.setattr(stacks, "stock", lambda: own)
+    monkeypatch.setattr(stacks, "fetched", lambda: newer)
+    wanted = {word: stacks.find(word).stacks for word in ("", "QEMU", "Debian", "Fedora")}
+    assert wanted == {"": [own, newer], "QEMU": [newer], "Debian": [own], "Fedora": [own]}
+
+
+def test_a_group_that_fails_on_one_stack_has_the_others_subjects() -> None:
+    """And its reason."""
+
+    class Two:
+        stacks = (Stack(OLD, "q", "v"), Stack(NEW, "r", "w"))
+
+    def on_stack(_lab: Lab, stack: Stack) -> list[Subject]:
+        if stack.name == NEW:
+            raise HakoError("no")
+        return [single(on("a", stack), lambda: 1.0)]
+
+    told: list[tuple[str, str]] = []
+    group = catalogue.Group("g", [], on_stack, lambda _lab: [single("b", lambda: 1.0)])
+    subjects = group.open(cast("Lab", Two()), lambda name, reason: told.append((name, reason)))
+    assert [subject.names for subject in subjects] == [(on("a", OLD),), ("b",)]
+    assert told == [("group g [QEMU 10]", "no")]
+
+
+def test_gvisor_is_built_with_what_its_own_module_requires(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """In a module of our own: the go command refuses to build another one's program where that has exclusions."""
+    source, calls = tmp_path / "source", list[tuple[str, ...]]()
+    source.mkdir()
+    (source / "go.mod").write_text("module gvisor.dev/gvisor\n\ngo 1.26\n\nrequire x v1\n")
+    (source / "go.sum").write_text("sums")
+
+    def go(directory: Path, *words: str) -> str:
+        calls.append(words)
+        if words[0] == "build":
+            assert (directory / "go.sum").read_text() == "sums"
+            text = (directory / "go.mod").read_text()
+            assert text.startswith("module hako.invalid/") and "require x v1" in text and gvisor.VERSION in text
+            (directory / "runsc").write_text("program")
+        return json.dumps({"Dir": str(source)})
+
+    monkeypatch.setattr(gvisor, "_go", go)
+    monkeypatch.setenv("HAKO_CACHE_DIR", str(tmp_path / "cache"))
+    assert gvisor.build().read_text() == "program"
+    assert [words[0] for words in calls] == ["mod", "build"]
 
 
 def test_each_way_to_start_is_a_configuration_of_hako() -> None:
