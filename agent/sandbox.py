@@ -100,6 +100,11 @@ class Sandbox:
             os.makedirs(BUNDLES, mode=0o755, exist_ok=True)
             self._namespaces = shared_namespaces.create()
 
+    def unprepare(self) -> None:
+        """Give back what `prepare` made, of which there is one at a time. Idempotent."""
+        shared_namespaces.remove()
+        self._namespaces = {}
+
     def create(self, request: agent_pb2.CreateSandboxRequest) -> None:
         """Make what containers share. Nothing is left if it fails."""
         if self._created:
@@ -130,8 +135,7 @@ class Sandbox:
 
     def _give_back(self) -> None:
         self._storages.release_all()
-        shared_namespaces.remove()
-        self._namespaces = {}
+        self.unprepare()
 
     def update_storages(self, request: agent_pb2.UpdateEphemeralMountsRequest) -> None:
         """New sizes for tmpfs mounts."""

@@ -49,7 +49,7 @@ class Agent:
         self.streams = Streams(self.loop, stdio)
         self.sandbox = Sandbox(self.loop, chosen, self.streams)
         service = Service(
-            self.sandbox, is_init=is_init, on_destroyed=self.end, on_exercise=lambda wanted: exercise(wanted, chosen.share)
+            self.sandbox, is_init=is_init, on_destroyed=self.end, on_exercise=lambda wanted: self._exercise(wanted, chosen.share)
         )
         self.server = Server(self.loop, service.services(), on_error=_report)
         family = rpc.family
@@ -61,6 +61,14 @@ class Agent:
         self.server.close()
         self.streams.close()
         self.loop.close()
+
+    def _exercise(self, wanted: pool_pb2.ExerciseRequest, share: str) -> None:
+        """Our own sandbox, which a template's agent has prepared, makes room for the throw-away one."""
+        self.sandbox.unprepare()
+        try:
+            exercise(wanted, share)
+        finally:
+            self.sandbox.prepare()
 
     def end(self) -> None:
         """Stop once the answer that is being made was sent and its receiver has had time to take it."""
