@@ -22,7 +22,7 @@ class ConfigError(ValueError):
 class Config:
     """All that can be set; the defaults are those of a guest."""
 
-    __slots__ = ("cgroups", "hotplug_seconds", "log", "port", "share", "stdio_port", "template", "unix_path")
+    __slots__ = ("cgroups", "hotplug_seconds", "log", "port", "rehearse", "share", "stdio_port", "template", "unix_path")
 
     def __init__(self) -> None:
         self.unix_path = ""
@@ -33,6 +33,8 @@ class Config:
         self.hotplug_seconds = 3.0
         """how long a device that was plugged may take to appear"""
         self.log = "error"
+        self.rehearse = False
+        """in its clones a child makes a throw-away container beside the agent (agent.rehearsal)"""
         self.share = ""
         """tag of the share that a template is saved with, mounted (agent.sandbox_storages.share)"""
         self.template = False
@@ -61,6 +63,7 @@ def apply_kernel_parameters(config: Config, parameters: Mapping[str, str]) -> No
     """
     config.log = parameters.get("agent.log", config.log)
     config.template = parameters.get("agent.template", "") == "1"
+    config.rehearse = parameters.get("agent.rehearse", "") == "1"
     config.share = parameters.get("agent.share", "")
     config.hotplug_seconds = _seconds(parameters.get("agent.hotplug_timeout", ""), config.hotplug_seconds)
     config.stdio_port = _port(parameters.get("agent.passfd_listener_port", ""), config.stdio_port)

@@ -16,7 +16,7 @@ import sys
 import time
 from time import monotonic_ns
 
-from agent import arrival, config, init, log, orphans, sandbox_storages, spans, storage, warm
+from agent import arrival, config, init, log, orphans, rehearsal, sandbox_storages, spans, storage, warm
 from agent.container import container
 from agent.linux import procfs, vsock
 from agent.linux.loop import Loop
@@ -119,6 +119,8 @@ def serve(chosen: config.Config, began: int, *, is_init: bool) -> None:
             storage.mount(sandbox_storages.share(chosen.share), chosen.hotplug_seconds)
         warm.drop_caches()
         warm.rehearse(lambda rehearsed: Agent(rehearsed, is_init=is_init))
+        if chosen.rehearse:
+            rehearsal.begin()
     agent = Agent(chosen, is_init=is_init)
     if os.getpid() == 1:
         orphans.begin(agent.loop)
@@ -135,6 +137,7 @@ def serve(chosen: config.Config, began: int, *, is_init: bool) -> None:
         began = monotonic_ns()  # the clock of a clone goes on from here
         os.write(console, TEMPLATE)
         arriving.wait(HELLO)
+        rehearsal.go()
     else:
         os.write(console, HELLO)
     spans.keep("agent", "", began)

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
 HOME = "/run/hako-warm"
 ROOTFS = HOME + "/rootfs"
+SHM = "/run/kata-containers/sandbox/shm"
 ANSWER_SECONDS = 60.0
 KEPT_FREE = 12 << 20
 """bytes that clear_free_memory leaves, so that nothing is reclaimed for it"""
@@ -161,7 +162,7 @@ class _Host:
 def _pod(host: _Host, wanted: pool_pb2.ExerciseRequest) -> None:
     """In the host's order."""
     shm = agent_pb2.Storage(
-        driver="ephemeral", source="shm", fstype="tmpfs", options=["mode=1777"], mount_point="/run/kata-containers/sandbox/shm"
+        driver="ephemeral", source="shm", fstype="tmpfs", options=["mode=1777"], mount_point=SHM
     )
     storages = [*wanted.storages, shm]
     request = agent_pb2.CreateSandboxRequest(hostname=NAME, storages=storages, sandbox_id=NAME, dns=["# warm"])
@@ -240,7 +241,7 @@ def spec_of(rootfs: str) -> dict[str, Any]:
             _mount("/proc", "proc", "proc", safe),
             _mount("/dev", "tmpfs", "tmpfs", ["nosuid", "strictatime", "mode=755", "size=65536k"]),
             _mount("/dev/pts", "devpts", "devpts", ["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"]),
-            _mount("/dev/shm", "bind", "/run/kata-containers/sandbox/shm", ["rbind", *safe]),
+            _mount("/dev/shm", "bind", SHM, ["rbind", *safe]),
             _mount("/dev/mqueue", "mqueue", "mqueue", safe),
             _mount("/sys", "sysfs", "sysfs", [*safe, "ro"]),
             _mount("/sys/fs/cgroup", "cgroup", "cgroup", [*safe, "relatime", "ro"]),

@@ -39,6 +39,7 @@ SHIM_DATA = "shim.task.api"
 AGENT_LINES: list[tuple[str, set[str]]] = [
     ("apart", {"__main__"}),
     ("apart", {"start"}),
+    ("apart", {"rehearsal"}),
     ("apart", {"service", "warm"}),
     ("apart", {"sandbox"}),
     ("apart", {"container"}),

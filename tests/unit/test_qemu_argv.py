@@ -115,6 +115,15 @@ def test_a_clone_is_the_template_that_waits() -> None:
     assert template[template.index("-append") + 1].endswith(" agent.template=1")
 
 
+def test_clones_rehearse_on_a_second_emulated_vcpu() -> None:
+    """With KVM nothing is translated; on a single vCPU it would be in the way; a guest that boots is warm when it is up."""
+    spec, fds, options = MINIMAL._replace(template=True, vcpus=2), Fds(10, 11, 15, disks=(12,)), Options()
+    assert "agent.rehearse=1" in argv.kernel_command_line(spec).split()
+    assert "agent.rehearse=1" in " ".join(argv.command(spec, fds, options))
+    for other in (spec._replace(vcpus=1), spec._replace(accelerator="kvm"), spec._replace(template=False)):
+        assert "agent.rehearse" not in argv.kernel_command_line(other)
+
+
 def test_a_share_is_mounted_by_a_template_only() -> None:
     """Any other guest is told at CreateSandbox. The device of a clone is the template's, with a connection of its own."""
     spec, fds, options = MINIMAL._replace(template=True, share=Share(20, "kataShared")), Fds(10, 11, 15, disks=(12,)), Options()

@@ -31,10 +31,11 @@ def test_kernel_parameters_are_katas() -> None:
             "agent.hotplug_timeout": "500ms",
             "agent.passfd_listener_port": "2000",
             "agent.server_addr": "vsock://-1:1030",
+            "agent.rehearse": "1",
             "agent.share": "tag",
         },
     )
-    assert chosen.share == "tag"
+    assert (chosen.share, chosen.rehearse) == ("tag", True)
     assert (chosen.log, chosen.hotplug_seconds, chosen.stdio_port, chosen.port) == ("debug", 0.5, 2000, 1030)
     config.apply_kernel_parameters(
         chosen, {"agent.hotplug_timeout": "soon", "agent.server_addr": "vsock://-1:x", "quiet": ""}

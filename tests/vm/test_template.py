@@ -187,6 +187,29 @@ def test_vcpus_need_a_template_of_their_own(hako: Hako) -> None:
     assert len(_keys(hako)) == 2
 
 
+def test_a_clone_with_two_vcpus_rehearses(cache: Path) -> None:
+    """While its agent waits for the host; the pod's own container comes up beside it. With one vCPU there is none."""
+    for vcpus, times in ((2, 1), (1, 0)):
+        with installation() as hako:
+            config = Path(str(hako.environment["HAKO_CONFIG"]))
+            config.write_text(config.read_text().replace("[hypervisor]\n", f"[hypervisor]\ndefault_vcpus = {vcpus}\n"))
+            hako.environment["HAKO_CACHE_DIR"] = str(cache)
+            hako.run("factory", "init", check=True)
+            name = _detached(hako)
+            deadline = time.monotonic() + (30 if times else 0)
+            while len(found := _guest_spans(hako, name, "rehearsal")) < times and time.monotonic() < deadline:
+                time.sleep(0.1)
+            assert len(found) == times
+            assert all(span["begin"] < span["end"] for span in found)
+            assert hako.run("exec", name, "nproc", check=True).stdout == f"{vcpus}\n"
+            hako.remove_everything()
+
+
+def _guest_spans(hako: Hako, name: str, wanted: str) -> list[dict[str, Any]]:
+    spans = json.loads(hako.run("trace", "--json", name, check=True).stdout)
+    return [span for span in spans if (span["kind"], span["name"]) == ("guest", wanted)]
+
+
 def test_a_maker_that_is_killed_leaves_nothing_in_the_way(hako: Hako) -> None:
     """Its lock goes with it, its VM too, and the next one makes the template."""
     maker = hako.popen("factory", "init")

@@ -203,6 +203,8 @@ def kernel_command_line(spec: VmSpec) -> str:
         words.append("agent.template=1")
         if spec.share is not None:
             words.append(f"agent.share={spec.share.tag}")
+        if spec.accelerator == "tcg" and spec.vcpus > 1:
+            words.append("agent.rehearse=1")
     if spec.cmdline_extra:
         words.append(spec.cmdline_extra)
     return " ".join(words)
