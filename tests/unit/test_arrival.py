@@ -10,6 +10,7 @@ from typing import NamedTuple
 import pytest
 
 from agent import arrival
+from agent.linux import virtio_pci
 
 HEADER = bytes(range(100, 164))
 HELLO = b"hello\n"
@@ -72,6 +73,32 @@ def test_the_device_is_let_go_and_taken_again(sysfs: Sysfs) -> None:
     assert restored[0x10:0x28] == HEADER[0x10:0x28]
     assert not any(restored[:4] + restored[6:0x10] + restored[0x28:])
     assert sysfs.event.read_bytes() == b"disable\nclear\nenable\n"
+
+
+def test_a_driver_that_need_not_know_keeps_the_device(sysfs: Sysfs, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is bound again only if the new device is another."""
+
+    class Registers:
+        """Of a device that is like the first as long as nothing is raised."""
+
+        def __init__(self, *_: object) -> None:
+            self.error: OSError | None = None
+
+        def set_again(self) -> None:
+            """As virtio_pci.Registers."""
+            if self.error is not None:
+                raise self.error
+
+    monkeypatch.setattr(virtio_pci, "Registers", Registers)
+    for error, written in ((None, b""), (virtio_pci.Changed("another"), b"virtio5")):
+        made, host = begin(sysfs)
+        assert isinstance(made._registers, Registers)
+        made._registers.error = error
+        os.write(host, b"\n")
+        made.wait(HELLO)
+        os.close(host)
+        assert (sysfs.driver / "unbind").read_bytes() == written
+        assert (sysfs.driver / "bind").read_bytes() == written
 
 
 def test_what_else_is_in_the_slot_is_looked_for_once(sysfs: Sysfs) -> None:
