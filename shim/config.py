@@ -38,7 +38,7 @@ class HypervisorConfig(_Section, frozen=True):
     machine_type: Literal["q35", "microvm"] = "q35"
     accelerator: Literal["auto", "kvm", "tcg"] = "auto"
     cpu_model: str = ""
-    default_vcpus: Positive = 1
+    default_vcpus: NotNegative = 1
     max_vcpus: NotNegative = 0
     default_memory: Annotated[int, msgspec.Meta(ge=64)] = 256
     max_memory: NotNegative = 0

@@ -292,10 +292,13 @@ class Building:
         return coming
 
     def _accelerator(self, files: guestfiles.GuestFiles, confine: Confinement) -> str:
+        """Which it is; how many vCPUs the VM has may depend on it."""
         probed = host.GuestFiles(files.kernel, files.image or None, files.initrd or None)
         found = host.probe_accelerator(self._config.hypervisor, probed, confine)
         if not found.cached:
             self._log("info", f"accelerator {found.name}: {found.reason}")
+        vcpus = vmspec.vcpus(self._config, found.name, self._plan.vcpus, hostfacts.limits())
+        self._plan = self._plan._replace(vcpus=vcpus)
         return found.name
 
     def _spec(

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from agent.api import agent_pb2
 from shim.errors import BootError, HakoError
 from shim.hypervisor.qemu.driver import Qemu
-from shim.sandbox import template, templatebuild, vmspec
+from shim.sandbox import hostfacts, template, templatebuild, vmspec
 
 if TYPE_CHECKING:
     from shim.agent_client import AgentClient
@@ -60,7 +60,7 @@ def find(config: Config, files: GuestFiles, accelerator: str, vcpus: int) -> Loo
     if unfit:
         return Looked(None)
     vcpus = vmspec.template_vcpus(config, accelerator, vcpus)
-    is_default = vcpus == config.hypervisor.default_vcpus
+    is_default = vcpus == vmspec.default_vcpus(config, accelerator, hostfacts.limits())
     missing, reason = False, ""
     try:
         shape: templatebuild.Shape | None = templatebuild.Shape(config, accelerator, vcpus, files)

@@ -4,7 +4,7 @@ nothing.
 Owns: sizing, which network namespace, what is refused. Must not know: QEMU, sockets, processes. Called by
 sandbox.py, which hands the plan to builder.py.
 
-Size: `default_vcpus` and `default_memory` are the VM's own; the pod's limits (from the engine's annotations
+Size: `default_vcpus` (0: one, vmspec.py) and `default_memory` are the VM's own; the pod's limits (from the engine's annotations
 on the sandbox, or the container's own limits when it is alone) come on top, memory rounded up to
 `memory_granularity`.
 """
@@ -88,7 +88,7 @@ def plan(
         hostname=spec.hostname or "",
         netns=_netns(spec),
         cgroups_path=(spec.linux.cgroups_path if spec.linux else None) or "",
-        vcpus=max(1, min(config.default_vcpus + cpus(size), max_vcpus)),
+        vcpus=max(1, min((config.default_vcpus or 1) + cpus(size), max_vcpus)),
         max_vcpus=max_vcpus,
         memory_mib=_memory(config, size.memory, max_memory),
         max_memory_mib=max_memory,

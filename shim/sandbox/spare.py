@@ -205,7 +205,7 @@ def _nobodys_plan(config: Config, name: str) -> SandboxPlan:
         hostname="",
         netns="",
         cgroups_path="",
-        vcpus=hypervisor.default_vcpus,
+        vcpus=hypervisor.default_vcpus or 1,
         max_vcpus=hypervisor.max_vcpus or host.cpus,
         memory_mib=hypervisor.default_memory,
         max_memory_mib=hypervisor.max_memory or host.memory_mib,

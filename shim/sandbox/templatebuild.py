@@ -61,7 +61,8 @@ def shape(config: Config, vcpus: int = 0) -> Shape:
     files = guestfiles.find(config.guest)
     probed = host.GuestFiles(files.kernel, files.image or None, files.initrd or None)
     accelerator = host.probe_accelerator(config.hypervisor, probed, _confinement(config)).name
-    best = Shape(config, accelerator, vcpus or config.hypervisor.default_vcpus, files)
+    vcpus = vcpus or vmspec.default_vcpus(config, accelerator, hostfacts.limits())
+    best = Shape(config, accelerator, vcpus, files)
     return (template.failure(best.identity.key) and best.plugged()) or best
 
 

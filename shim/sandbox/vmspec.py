@@ -13,6 +13,7 @@ from shim.sandbox.plan import HostLimits
 from shim.share.tree import TAG
 
 NOBODYS_UUID = "00000000-0000-4000-8000-000000000000"
+EMULATED = 2  # vCPUs, of which one is for what a clone's agent rehearses (agent/rehearsal.py)
 
 
 def of_size(
@@ -52,9 +53,22 @@ def share(config: Config, fd: int) -> Share:
     return Share(fd, TAG, config.share.queue_size)
 
 
+def vcpus(config: Config, accelerator: str, wanted: int, host: HostLimits) -> int:
+    """vCPUs of a pod's VM whose plan has so many: where nothing is configured an emulated one has a second for rehearsals."""
+    hypervisor = config.hypervisor
+    if hypervisor.default_vcpus or accelerator != "tcg":
+        return wanted
+    return max(wanted, min(EMULATED, hypervisor.max_vcpus or host.cpus, host.cpus))
+
+
+def default_vcpus(config: Config, accelerator: str, host: HostLimits) -> int:
+    """vCPUs of a VM for a pod without limits."""
+    return vcpus(config, accelerator, config.hypervisor.default_vcpus or 1, host)
+
+
 def template_vcpus(config: Config, accelerator: str, wanted: int) -> int:
     """vCPUs of the template for a pod that wants so many: the emulator cannot plug any."""
-    return wanted if accelerator == "tcg" else config.hypervisor.default_vcpus
+    return wanted if accelerator == "tcg" else config.hypervisor.default_vcpus or 1
 
 
 def no_template(config: Config) -> str:

@@ -58,7 +58,7 @@ def test_the_sample_itself_means_the_defaults() -> None:
         ('[hypervisor]\npath = "/q"\nmachine_type = "pc"', 3, "hypervisor.machine_type", "'q35', 'microvm'"),
         ("[hypervisor]\n\nkvm = true\n", 3, "hypervisor.kvm", "accelerator"),
         ("[gest]\n", 1, "gest", "guest"),
-        ("[hypervisor]\ndefault_vcpus = 0\n", 2, "hypervisor.default_vcpus", "at least 1"),
+        ("[hypervisor]\ndefault_vcpus = -1\n", 2, "hypervisor.default_vcpus", "at least 0"),
         ("[hypervisor]\ndefault_memory = 1.5\n", 2, "hypervisor.default_memory", "int"),
         ('[guest]\nkernel = "vmlinux"\n', 2, "guest.kernel", "^(/|$)"),
         ("[guest]\nboot_timeout = 0\n", 2, "guest.boot_timeout", "more than 0"),

@@ -30,6 +30,12 @@ def made(
     return planning.plan(spec.parse(json.dumps(text)), "p", "ns", HypervisorConfig(**config), HOST)
 
 
+def test_no_number_of_vcpus_is_one() -> None:
+    """Until the accelerator is known; limits come on top all the same."""
+    assert made(default_vcpus=0).vcpus == 1
+    assert made(default_vcpus=0, resources={"cpu": {"quota": 200_000}}).vcpus == 3
+
+
 def test_without_limits_a_vm_has_the_defaults() -> None:
     """1 vCPU and 256 MiB."""
     plan = made()

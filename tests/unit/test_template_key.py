@@ -130,6 +130,23 @@ def test_where_there_are_no_templates(guest: GuestFiles, section: str, changes: 
     assert FactoryConfig().template
 
 
+@pytest.mark.parametrize(
+    ("configured", "accelerator", "cpus", "wanted", "vcpus"),
+    [
+        (0, "tcg", 4, 1, 2), (0, "tcg", 1, 1, 1), (0, "tcg", 4, 2, 2), (0, "tcg", 4, 3, 3), (0, "kvm", 4, 1, 1),
+        (1, "tcg", 4, 1, 1), (3, "tcg", 4, 3, 3),
+    ],
+)  # fmt: skip
+def test_a_second_vcpu_is_for_the_emulator(
+    guest: GuestFiles, configured: int, accelerator: str, cpus: int, wanted: int, vcpus: int
+) -> None:
+    """Only where nobody has said how many, and the host has a core for it; a pod's own count comes to the same one."""
+    given, host = config(guest, "hypervisor", default_vcpus=configured), HostLimits(cpus, 4096)
+    assert vmspec.vcpus(given, accelerator, wanted, host) == vcpus
+    if wanted == (configured or 1):
+        assert vmspec.default_vcpus(given, accelerator, host) == vcpus
+
+
 def test_the_emulator_needs_a_template_for_each_number_of_vcpus(guest: GuestFiles) -> None:
     """KVM plugs what is missing."""
     assert vmspec.template_vcpus(config(guest), "tcg", 3) == 3
