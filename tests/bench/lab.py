@@ -6,6 +6,7 @@ Made by `__main__`, used by every group.
 
 from __future__ import annotations
 
+import errno
 import itertools
 import json
 import subprocess
@@ -30,6 +31,7 @@ from tests.framework.hako import Hako
 if TYPE_CHECKING:
     from tests.bench.pod import Pod
 
+CGROUPS, COMMON_CGROUP = Path("/sys/fs/cgroup"), "bench"
 BUILD = 600.0  # seconds for the floor's image, for a template
 
 
@@ -50,6 +52,7 @@ class Lab:
         self._numbers = itertools.count(1)
         self._pods: dict[tuple[str, str, bool], Pod] = {}
         self._bare: dict[str, BareGuest] = {}
+        undo.callback(forget_cgroups)
 
     def config(self, mode: str, stack: Stack) -> Path:
         """The configuration file of a way to start, whose template is there. Raises HakoError if that cannot be made."""
@@ -149,3 +152,13 @@ class Lab:
     def without(self, what: str, how: str) -> None:
         """Remember what is not here."""
         self.missing[what] = how
+
+
+def forget_cgroups() -> None:
+    """Pods' cgroups go with them; that in which they are goes with the run, unless another one is using it."""
+    for path in (*CGROUPS.glob(COMMON_CGROUP), *CGROUPS.glob(f"*/{COMMON_CGROUP}")):
+        try:
+            path.rmdir()
+        except OSError as exc:
+            if exc.errno not in (errno.EBUSY, errno.ENOTEMPTY):
+                raise
