@@ -1,13 +1,14 @@
-"""The vsock device of a clone: looked over in the template, taken into use again when the host has put it back.
+"""The devices of a clone: looked over in the template, taken into use again when the host has put them back.
 
-Owns: what of the device is kept while it is away, the host's word that it is there, the rest of its slot. Called by
-agent.start in a template; `look_again` by whoever misses another device.
+Owns: what of a device is kept while it is away, the host's word that they are there, the rest of their slot. Called by
+agent.start in a template; `find` by whoever misses a device.
 
-The host takes the template's vsock device away behind the guest's back before it saves the VM, and puts another in
-its place before a clone runs. So the clone's kernel knows the device already: its number, its registers' addresses,
-its place in sysfs. A new one has lost what was written into it: that is written again, and the driver need not know; where
-that cannot be done, the driver lets go of the device in the template, and takes it again. An emulator has translated
-nothing of what a restored VM runs: finding a device by ACPI and the PCI bus is 8000 pieces of code, a driver's start 3000.
+The host takes the template's vsock device, and the share beside it in its slot, away behind the guest's back before it saves
+the VM, and puts others in their places before a clone runs. So the clone's kernel knows the devices already: their
+numbers, their registers' addresses, their places in sysfs. A new one has lost what was written into it: that is written
+again, and the driver need not know; where that cannot be done, the driver lets go of the device in the template, and takes
+it again. An emulator has translated nothing of what a restored VM runs: finding a device by ACPI and the PCI bus is 8000
+pieces of code, a driver's start 3000.
 """
 
 from __future__ import annotations
@@ -16,7 +17,9 @@ import os
 
 from agent.linux import virtio_pci
 
-DRIVER = "/sys/bus/virtio/drivers/vmw_vsock_virtio_transport"
+DRIVERS = "/sys/bus/virtio/drivers"
+VSOCK = "vmw_vsock_virtio_transport"
+SHARE = "virtiofs"
 PORTS = "/sys/class/virtio-ports"
 DEVICES = "/dev"
 PORT_NAME = "hako.arrival"
@@ -28,28 +31,55 @@ _CONFIG = 256
 _COMMAND = slice(0x04, 0x06)
 _BASE_ADDRESSES = slice(0x10, 0x28)
 
+_away: dict[str, Place] = {}
+"""by their drivers: devices beside the vsock device that are there again, and not in use yet"""
 _unseen = ""
 """a file that makes the kernel look for devices that came together with the vsock device; "" when it has looked"""
 
 
+class Place:
+    """A virtio device of the template, in whose place each clone has another. Raises OSError."""
+
+    def __init__(self, driver: str, name: str) -> None:
+        self.device = os.path.dirname(os.path.realpath(f"{DRIVERS}/{driver}/{name}"))
+        self._name = name.encode()
+        self._config = os.open(f"{self.device}/config", os.O_RDWR | os.O_CLOEXEC)
+        self._saved = os.pread(self._config, _CONFIG, 0)
+        self._unbind = f"{DRIVERS}/{driver}/unbind"
+        self._bind = os.open(f"{DRIVERS}/{driver}/bind", os.O_WRONLY | os.O_CLOEXEC)
+        self._registers: virtio_pci.Registers | None = None
+
+    def leave(self) -> None:
+        """Keep what the driver has set, or have it let go of the device; nobody may use that any more."""
+        try:
+            self._registers = virtio_pci.Registers(self.device, self._saved)
+        except OSError:
+            _write(self._unbind, self._name)
+
+    def take(self) -> None:
+        """Take the one that is there now into use."""
+        os.pwrite(self._config, self._saved[_BASE_ADDRESSES], _BASE_ADDRESSES.start)
+        os.pwrite(self._config, self._saved[_COMMAND], _COMMAND.start)
+        if self._registers is not None:
+            try:
+                self._registers.set_again()
+                return
+            except virtio_pci.Changed:
+                _write(self._unbind, self._name)
+        os.write(self._bind, self._name)
+
+
 class Arrival:
-    """Made before the template is saved, the last that it does. Raises OSError, StopIteration where there is no device."""
+    """Made before the template is saved, the last that it does. Raises OSError, IndexError where there is no device."""
 
     def __init__(self) -> None:
-        name = next(name for name in os.listdir(DRIVER) if name.startswith("virtio"))
-        device = os.path.dirname(os.path.realpath(f"{DRIVER}/{name}"))
-        self._config = os.open(f"{device}/config", os.O_RDWR | os.O_CLOEXEC)
-        self._saved = os.pread(self._config, _CONFIG, 0)
-        self._rescan = f"{device}/rescan"
-        self._name = name.encode()
-        self._bind = os.open(f"{DRIVER}/bind", os.O_WRONLY | os.O_CLOEXEC)
+        self._vsock = _places(VSOCK)[0]
+        slot = self._vsock.device.rpartition(".")[0]
+        self._beside = {driver: place for driver in (SHARE,) for place in _places(driver) if place.device.startswith(slot)}
         self._event = os.open(HOTPLUG_EVENT, os.O_WRONLY | os.O_CLOEXEC)
         self._host = os.open(_port(), os.O_RDWR | os.O_CLOEXEC)
-        try:
-            self._registers: virtio_pci.Registers | None = virtio_pci.Registers(device, self._saved)
-        except OSError:
-            self._registers = None
-            self._unbind()
+        for place in (self._vsock, *self._beside.values()):
+            place.leave()
         os.write(self._event, b"disable\n")
 
     def wait(self, hello: bytes) -> None:
@@ -59,34 +89,34 @@ class Arrival:
         """
         global _unseen
         os.read(self._host, 1)
-        os.pwrite(self._config, self._saved[_BASE_ADDRESSES], _BASE_ADDRESSES.start)
-        os.pwrite(self._config, self._saved[_COMMAND], _COMMAND.start)
-        self._take()
+        self._vsock.take()
         os.write(self._host, hello)
         # The event of the plug itself is of no use any more; later ones are.
         os.write(self._event, b"clear\n")
         os.write(self._event, b"enable\n")
-        _unseen = self._rescan
-
-    def _take(self) -> None:
-        if self._registers is not None:
-            try:
-                self._registers.set_again()
-                return
-            except virtio_pci.Changed:
-                self._unbind()
-        os.write(self._bind, self._name)
-
-    def _unbind(self) -> None:
-        _write(f"{DRIVER}/unbind", self._name)
+        _unseen = f"{self._vsock.device}/rescan"
+        _away.update(self._beside)
 
 
-def look_again() -> None:
-    """Make the kernel find what the host has put beside the vsock device; does nothing the second time."""
+def find(driver: str) -> None:
+    """Make the kernel find a device that the host has put beside the vsock device; nothing is done a second time."""
     global _unseen
+    place = _away.pop(driver, None)
+    if place is not None:
+        place.take()
+        return
     path, _unseen = _unseen, ""
     if path:
         _write(path, b"1")
+
+
+def _places(driver: str) -> list[Place]:
+    """Of all devices that have this driver."""
+    try:
+        names = os.listdir(f"{DRIVERS}/{driver}")
+    except FileNotFoundError:  # a kernel without it
+        return []
+    return [Place(driver, name) for name in names if name.startswith("virtio")]
 
 
 def _port() -> str:

@@ -96,7 +96,7 @@ def _await_link(kernel: Netlink, mac: str, seconds: float) -> Link:
     def look() -> Link | None:
         return next((link for link in kernel.links() if link.mac == mac), None)
 
-    arrival.look_again()
+    arrival.find("virtio_net")
     link = uevent.wait_for(look, ("net",), seconds)
     if link is None:
         raise LinkNotFound(mac)

@@ -133,7 +133,7 @@ def _virtio_fs(storage: agent_pb2.Storage, seconds: float) -> None:
             raise
         return True
 
-    arrival.look_again()
+    arrival.find(arrival.SHARE)
     if uevent.wait_for(attempt, ("virtio", "virtiofs"), seconds) is None:
         raise OSError(
             errno.EINVAL, f"no virtio-fs device has the tag {storage.source!r}", storage.mount_point

@@ -81,7 +81,8 @@ class VmSpec(NamedTuple):
     is a serial port, and early boot and panics are seen. `accelerator` is "kvm" or "tcg". `memory_fd` is a
     file of exactly `memory_mib` that the VMM maps as the guest's RAM, -1: it makes its own. With `template`
     the guest is one that is saved, or was: it warms up, says TEMPLATE, and says HELLO when it has its vsock device
-    again, which it has when it boots, and which is not saved.
+    again, which it has when it boots, and which is not saved. Neither is its share, unless it is `mounted`: then the
+    guest mounts it by itself.
     """
 
     name: str
@@ -103,6 +104,7 @@ class VmSpec(NamedTuple):
     serial: bool = False
     memory_fd: int = -1
     template: bool = False
+    mounted: bool = False
 
 
 class Vm(Protocol):

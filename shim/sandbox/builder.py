@@ -284,8 +284,7 @@ class Building:
 
     def _begin_clone(self, saved: clone.Saved, confine: Confinement, share: Share | None, ours: ExitStack) -> clone.Clone:
         spec = saved.spec._replace(name=f"hako-{self._plan.sandbox_id}", uuid=hostfacts.random_uuid(), confine=confine)
-        if spec.share is not None:
-            spec = spec._replace(share=share)
+        spec = spec._replace(share=share if spec.mounted else None)
         coming = clone.Clone(self._config, saved.template, spec)
         ours.callback(coming.close)
         self._own_vmm(coming.vm)

@@ -1,4 +1,4 @@
-"""The share in a template: whether it can be saved there, mounted, and the empty one that a template is made with.
+"""The share in a template: whether it can be saved there, mounted, and the empty one that any template is made with.
 
 Owns: what QEMU and virtiofsd must be for that, a daemon while a template is made. Must not know: templates on disk, pods.
 Called by templatebuild.py and `hako factory`.

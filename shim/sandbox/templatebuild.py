@@ -134,7 +134,7 @@ def _about(config: Config, spec: VmSpec) -> dict[str, object]:
         "vcpus": spec.vcpus,
         "memory_mib": spec.memory_mib,
         "accelerator": spec.accelerator,
-        "mounted_share": spec.share is not None,
+        "mounted_share": spec.mounted,
         "files": templatekey.files(config, spec),
     }
 

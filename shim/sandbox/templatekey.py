@@ -45,7 +45,7 @@ def identify(config: Config, spec: VmSpec, hypervisor: Hypervisor) -> Identity:
     for name, path in (("kernel", spec.kernel), ("image", spec.image), ("initrd", spec.initrd)):
         if path:
             inputs[name] = content(path)
-    if spec.share is not None:
+    if spec.mounted:
         inputs["virtiofsd"] = virtiofsd.fingerprint(virtiofsd.find(config.share.daemon), config.share)
     if spec.accelerator == "kvm":
         inputs["host"] = f"{host.cpu_model()} {os.uname().release} {os.uname().version}"
@@ -56,7 +56,7 @@ def identify(config: Config, spec: VmSpec, hypervisor: Hypervisor) -> Identity:
 def files(config: Config, spec: VmSpec) -> dict[str, str]:
     """The files that a template is made of (host paths), each with what the key has of it; for `is_same`."""
     programs = [config.hypervisor.path]
-    if spec.share is not None:
+    if spec.mounted:
         programs.append(virtiofsd.find(config.share.daemon).path)
     guest = [path for path in (spec.kernel, spec.image, spec.initrd) if path]
     return {path: answers.identity(path) for path in programs} | {path: content(path) for path in guest}

@@ -40,12 +40,13 @@ def of_template(
 ) -> VmSpec:
     """The VM that is saved for pods with `vcpus`; whatever else a pod wants is plugged into its clone.
 
-    With `mounted` the share is in it, whose connection is the moment's.
+    With `mounted` the share is saved with it; else the guest only gets to know it. Its connection is the moment's.
     """
     hypervisor = config.hypervisor
     most = (hypervisor.max_vcpus or host.cpus, hypervisor.max_memory or host.memory_mib)
     spec = of_size(config, files, accelerator, vcpus, hypervisor.default_memory, *most)
-    return spec._replace(name="hako-template", template=True, share=share(config, -1) if mounted else None)
+    shared = share(config, -1) if config.share.shared_fs != "none" else None
+    return spec._replace(name="hako-template", template=True, share=shared, mounted=mounted)
 
 
 def share(config: Config, fd: int) -> Share:

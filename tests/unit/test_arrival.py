@@ -25,27 +25,36 @@ class Sysfs(NamedTuple):
     event: Path
     port: Path
 
+    def add(self, place: str, driver: str, name: str) -> tuple[Path, Path]:
+        """A virtio device of a PCI device, bound to its driver; the directories of the PCI device and the driver."""
+        device, of_driver = self.device.parent / place, self.driver.parent / driver
+        (device / name).mkdir(parents=True)
+        (device / "config").write_bytes(HEADER + b"rest")
+        of_driver.mkdir(parents=True)
+        (of_driver / name).symlink_to(device / name)
+        for path in (of_driver / "bind", of_driver / "unbind", device / "rescan"):
+            path.touch()
+        return device, of_driver
+
 
 @pytest.fixture
 def sysfs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Sysfs:
     """A virtio device virtio5 of a PCI device, bound to its driver, and two ports, of which one is ours."""
-    device, driver, ports = tmp_path / "0000:01:00.0", tmp_path / "driver", tmp_path / "ports"
-    (device / "virtio5").mkdir(parents=True)
-    (device / "config").write_bytes(HEADER + b"rest")
-    driver.mkdir()
-    (driver / "virtio5").symlink_to(device / "virtio5")
-    for path in (driver / "bind", driver / "unbind", device / "rescan", tmp_path / "gpe01"):
-        path.touch()
+    ports, event = tmp_path / "ports", tmp_path / "gpe01"
+    made = Sysfs(tmp_path / "0000:01:00.0", tmp_path / "drivers" / arrival.VSOCK, event, tmp_path / "vport0p1")
+    made.add("0000:01:00.0", arrival.VSOCK, "virtio5")
+    event.touch()
     for name, said in (("vport0p0", ""), ("vport0p1", arrival.PORT_NAME)):
         (ports / name).mkdir(parents=True)
         (ports / name / "name").write_text(said + "\n")
     os.mkfifo(tmp_path / "vport0p1")
-    monkeypatch.setattr(arrival, "DRIVER", str(driver))
+    monkeypatch.setattr(arrival, "DRIVERS", str(made.driver.parent))
     monkeypatch.setattr(arrival, "PORTS", str(ports))
     monkeypatch.setattr(arrival, "DEVICES", str(tmp_path))
-    monkeypatch.setattr(arrival, "HOTPLUG_EVENT", str(tmp_path / "gpe01"))
+    monkeypatch.setattr(arrival, "HOTPLUG_EVENT", str(event))
     monkeypatch.setattr(arrival, "_unseen", "")
-    return Sysfs(device, driver, tmp_path / "gpe01", tmp_path / "vport0p1")
+    monkeypatch.setattr(arrival, "_away", {})
+    return made
 
 
 def begin(sysfs: Sysfs) -> tuple[arrival.Arrival, int]:
@@ -92,8 +101,8 @@ def test_a_driver_that_need_not_know_keeps_the_device(sysfs: Sysfs, monkeypatch:
     monkeypatch.setattr(virtio_pci, "Registers", Registers)
     for error, written in ((None, b""), (virtio_pci.Changed("another"), b"virtio5")):
         made, host = begin(sysfs)
-        assert isinstance(made._registers, Registers)
-        made._registers.error = error
+        assert isinstance(made._vsock._registers, Registers)
+        made._vsock._registers.error = error
         os.write(host, b"\n")
         made.wait(HELLO)
         os.close(host)
@@ -103,17 +112,46 @@ def test_a_driver_that_need_not_know_keeps_the_device(sysfs: Sysfs, monkeypatch:
 
 def test_what_else_is_in_the_slot_is_looked_for_once(sysfs: Sysfs) -> None:
     """Only in a clone, only when something is missed."""
-    arrival.look_again()
+    arrival.find("virtio_net")
     assert (sysfs.device / "rescan").read_bytes() == b""
     made, host = begin(sysfs)
     os.write(host, b"\n")
     made.wait(HELLO)
     os.close(host)
-    arrival.look_again()
+    arrival.find("virtio_net")
     assert (sysfs.device / "rescan").read_bytes() == b"1"
     (sysfs.device / "rescan").write_bytes(b"")
-    arrival.look_again()
+    arrival.find("virtio_net")
     assert (sysfs.device / "rescan").read_bytes() == b""
+
+
+def test_a_share_in_the_slot_is_known_too(sysfs: Sysfs) -> None:
+    """It is let go with the vsock device, and taken when it is missed, without a look at the slot."""
+    device, driver = sysfs.add("0000:01:00.1", arrival.SHARE, "virtio6")
+    made, host = begin(sysfs)
+    assert (driver / "unbind").read_bytes() == b"virtio6"
+    (device / "config").write_bytes(bytes(len(HEADER)))
+    os.write(host, b"\n")
+    made.wait(HELLO)
+    os.close(host)
+    assert (driver / "bind").read_bytes() == b"", "nobody wants it yet"
+    arrival.find(arrival.SHARE)
+    assert (driver / "bind").read_bytes() == b"virtio6"
+    assert (device / "config").read_bytes()[0x10:0x28] == HEADER[0x10:0x28]
+    assert (sysfs.device / "rescan").read_bytes() == b""
+    arrival.find(arrival.SHARE)
+    assert (sysfs.device / "rescan").read_bytes() == b"1", "a second one"
+
+
+def test_a_share_elsewhere_stays(sysfs: Sysfs) -> None:
+    """One that is saved with the VM is mounted."""
+    device, driver = sysfs.add("0000:00:06.0", arrival.SHARE, "virtio6")
+    made, host = begin(sysfs)
+    os.write(host, b"\n")
+    made.wait(HELLO)
+    os.close(host)
+    assert (driver / "unbind").read_bytes() == b"" == (driver / "bind").read_bytes()
+    assert (device / "config").read_bytes().startswith(HEADER)
 
 
 def test_without_the_hosts_port_there_is_no_template(sysfs: Sysfs) -> None:

@@ -126,13 +126,26 @@ def test_clones_rehearse_on_a_second_emulated_vcpu() -> None:
 
 def test_a_share_is_mounted_by_a_template_only() -> None:
     """Any other guest is told at CreateSandbox. The device of a clone is the template's, with a connection of its own."""
-    spec, fds, options = MINIMAL._replace(template=True, share=Share(20, "kataShared")), Fds(10, 11, 15, disks=(12,)), Options()
+    spec = MINIMAL._replace(template=True, share=Share(20, "kataShared"), mounted=True)
+    fds, options = Fds(10, 11, 15, disks=(12,)), Options()
     template = argv.command(spec, fds, options)
     assert template[template.index("-append") + 1].endswith(" agent.template=1 agent.share=kataShared")
     assert "agent.share" not in " ".join(argv.command(spec._replace(template=False), fds, options))
     clone = argv.command(spec._replace(share=Share(21, "kataShared")), fds, options, incoming=True)
     differ = [(a, b) for a, b in zip(template, clone, strict=False) if a != b]
     assert differ == [("socket,id=share,fd=20", "socket,id=share,fd=21")]
+    assert argv.placeholder_names(spec) == ["vsock"]
+
+
+def test_a_share_that_is_not_saved_is_beside_the_vsock_device() -> None:
+    """Where its clones get theirs plugged: the template's goes before the vsock device, which is function 0."""
+    spec = MINIMAL._replace(template=True, share=Share(20, "kataShared"), vsock=Vsock(21))
+    words = argv.command(spec, Fds(10, 11, 15, disks=(12,), arrival=16), Options())
+    (place,) = [word for word in words if word.startswith("vhost-user-fs-pci")]
+    assert place.startswith("vhost-user-fs-pci,id=share,bus=port0,addr=0.1,")
+    assert "agent.share" not in " ".join(words)
+    assert argv.placeholder_names(spec) == ["share", "vsock"]
+    assert "vhost-user-fs" not in " ".join(argv.command(spec._replace(share=None), Fds(10, 11, 15, disks=(12,)), Options()))
 
 
 def test_a_template_has_a_vsock_device_in_its_clones_place() -> None:
@@ -143,7 +156,7 @@ def test_a_template_has_a_vsock_device_in_its_clones_place() -> None:
     assert words.index(f"vhost-user-vsock-pci,{place},chardev=vsock") > words.index(argv.root_port(0))
     assert sum("vsock-pci" in word for word in words) == 1
     assert f"virtserialport,bus=serial0.0,chardev=arrival,name={PORT_NAME}" in words
-    assert argv.placeholder(Vsock(14, 7), "kvm") == [
+    assert argv.placeholders(spec._replace(vsock=Vsock(14, 7), accelerator="kvm")) == [
         "-device", "vhost-vsock-pci,id=vsock,bus=port0,addr=0.0,multifunction=on,vhostfd=14,guest-cid=7",
     ]  # fmt: skip
 

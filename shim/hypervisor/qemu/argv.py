@@ -69,11 +69,11 @@ def command(spec: VmSpec, fds: Fds, options: Options, *, incoming: bool = False)
         *generation_id(spec, options),
         *root_disk(spec, fds, bus),
         *(word for at, disk in enumerate(spec.disks) for word in extra_disk(disk, fds.disks, at, spec, bus)),
-        *share(spec.share, bus),
+        *(share(spec.share, bus) if spec.mounted or not spec.template else []),
         *([] if spec.template else vsock(spec.vsock, bus)),
         *(word for number, nic in enumerate(spec.nics) for word in network(nic, f"net{number}", bus)),
         *root_ports(options),
-        *(placeholder(spec.vsock, spec.accelerator) if spec.template else []),
+        *(placeholders(spec) if spec.template else []),
         *confinement(options),
         *(["-S", "-incoming", "defer"] if incoming else []),
     ]
@@ -201,7 +201,7 @@ def kernel_command_line(spec: VmSpec) -> str:
         words += ["root=/dev/vda", "rootfstype=erofs", "ro", "init=/init"]
     if spec.template:
         words.append("agent.template=1")
-        if spec.share is not None:
+        if spec.mounted and spec.share is not None:
             words.append(f"agent.share={spec.share.tag}")
         if spec.accelerator == "tcg" and spec.vcpus > 1:
             words.append("agent.rehearse=1")
@@ -309,10 +309,22 @@ def vsock(given: Vsock | None, bus: Bus) -> list[str]:
     return ["-chardev", f"socket,id=vsock,fd={given.fd}", *bus.device("vhost-user-vsock", "chardev=vsock")]
 
 
-def placeholder(given: Vsock | None, accelerator: str) -> list[str]:
-    """The vsock device of a template, as and where its clones get theirs: function 0 of the device in the first port."""
-    if given is None:
-        return []
+def placeholders(spec: VmSpec) -> list[str]:
+    """Devices of a template, as and where its clones get theirs plugged: functions of the device in the first port."""
+    words = [] if spec.vsock is None else _vsock_placeholder(spec.vsock, spec.accelerator)
+    if spec.share is not None and not spec.mounted:
+        device = f"chardev=share,tag={spec.share.tag},queue-size={spec.share.queue_size}"
+        words += ["-chardev", f"socket,id=share,fd={spec.share.fd}"]
+        words += ["-device", f"vhost-user-fs-pci,id=share,bus=port0,addr=0.1,multifunction=on,{device}"]
+    return words
+
+
+def placeholder_names(spec: VmSpec) -> list[str]:
+    """Their ids, in the order in which they can go: function 0 is the last."""
+    return [*(["share"] if spec.share is not None and not spec.mounted else []), "vsock"]
+
+
+def _vsock_placeholder(given: Vsock, accelerator: str) -> list[str]:
     place = "id=vsock,bus=port0,addr=0.0,multifunction=on"
     place += "".join(f",{name}={value}" for name, value in vsock_interrupt(accelerator).items())
     if given.cid:

@@ -219,7 +219,7 @@ class QemuVm:
 
     def save(self, state_fd: int, timeout: float) -> None:
         """Stop for good and write the devices' state to a file. Raises HakoError."""
-        restore.save(self._qmp, self._events, state_fd, timeout)
+        restore.save(self._qmp, self._events, argv.placeholder_names(self._spec), state_fd, timeout)
 
     def enter(self, state_fd: int, share: Share | None, vsock: Vsock | None, nics: tuple[Nic, ...]) -> QemuVm:
         """See base.Waiting. What is plugged before the guest runs, it finds all at once."""

@@ -8,12 +8,13 @@ x-ignore-shared leaves where it is. vhost-user-vsock cannot be saved, and blocks
 "State blocked by non-migratable device" with the device on the new command line only); vhost-user-fs only from
 8.2 on. So a saved VM has neither, and both are plugged after the load, while the VM is still stopped.
 
-The guest of a template does have a vsock device: it shall know it already when its clones get theirs (agent/arrival.py).
-It is taken away while the guest is stopped, which the guest is not told.
+The guest of a template does have a vsock device, and a share if that is not saved: it shall know them already when its
+clones get theirs (agent/arrival.py). They are taken away while the guest is stopped, which the guest is not told.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final
 
 from shim.errors import BootError
@@ -22,15 +23,16 @@ from shim.hypervisor.qemu.qmp import Qmp
 from shim.process import deadline
 
 CAPABILITIES: Final = [{"capability": name, "state": True} for name in ("x-ignore-shared", "events")]
-PLACEHOLDER: Final = "/machine/peripheral/vsock"  # argv.placeholder; unlike device_del this asks nobody
+PERIPHERAL: Final = "/machine/peripheral"
 LOAD_DEADLINE: Final = 10.0  # seconds; 10 ms on a quiet machine
 
 
-def save(qmp: Qmp, events: Events, state_fd: int, timeout: float) -> None:
-    """Stop the VM and write its devices' state to a file. Raises HakoError."""
+def save(qmp: Qmp, events: Events, placeholders: Sequence[str], state_fd: int, timeout: float) -> None:
+    """Stop the VM and write its devices' state to a file, without `placeholders` (ids). Raises HakoError."""
     left = deadline(timeout)
     qmp.execute("stop", timeout=left())
-    qmp.execute("qom-set", path=PLACEHOLDER, property="realized", value=False)
+    for device in placeholders:  # unlike device_del this asks nobody
+        qmp.execute("qom-set", path=f"{PERIPHERAL}/{device}", property="realized", value=False)
     _prepare(qmp, state_fd)
     qmp.execute("migrate", uri="fd:state")
     _await_end(events, left(), "save the template")
