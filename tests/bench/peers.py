@@ -99,5 +99,5 @@ RUN_ROWS = [Row(f"`ctr run ... echo`, {peer.name}, over runc", RUN.format(peer.n
 EXEC_ROWS = [
     Row("`ctr task exec ... /bin/true` over runc", EXEC.format("hako"), EXEC.format("runc"), must=1.5, aim=0.5),
     *(Row(f"`ctr task exec`, {peer.name}, over runc", EXEC.format(peer.name), EXEC.format("runc")) for peer in PEERS),
-    Row("`ctr task exec`, runc, over F_fork on the host", EXEC.format("runc"), F_FORK_HOST),
+    Row("`ctr task exec`, runc, over F_fork on the host", EXEC.format("runc"), F_FORK_HOST, detail=True),
 ]

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from tests.bench.quoted import KATA
 from tests.bench.rows import ALONE, Line, Value
-from tests.bench.stacks import NEWER
+from tests.bench.stacks import NEWER, judged
 from tests.bench.stats import summary
 from tests.bench.subjects import Samples
 
@@ -80,11 +80,12 @@ def as_markdown(outcome: Outcome) -> str:
 
 
 def _explained(stacks: Sequence[str]) -> str:
-    judged = f"judged on {NEWER}" if NEWER in stacks else f"judged on {stacks[0]}, since {NEWER} is not here"
+    judge = judged(stacks)
+    where = f"judged on {judge}" if judge == NEWER else f"judged on {judge}, since {NEWER} is not here"
     return (
         "A cell is ours / against = ratio of the medians (95 % interval), milliseconds; for speeds the ratio is upside down. CPU:"
         " the same ratio of processor times on each stack, of whole runs until nothing of them is left, of a pool hit until the"
-        f" next VM waits. =: it has to do with no stack. Rows are {judged}."
+        f" next VM waits. =: it has to do with no stack. Rows are {where}."
     )
 
 
@@ -101,18 +102,23 @@ def _lines(outcome: Outcome) -> str:
 
 
 def _row(line: Line, stacks: Sequence[str]) -> Sequence[str]:
-    if line.values.keys() == {ALONE}:
-        cells = [_cell(line, line.values[ALONE]), *["="] * (len(stacks) - 1)]
-    else:
-        cells = [_cell(line, line.values[stack]) if stack in line.values else "" for stack in stacks]
     bounds = [bound(value, at_least=line.at_least) for value in (line.must, line.aim)]
-    return (line.name, *cells, _cpu(line, stacks), *bounds, line.note or verdicts(line))
+    return (line.name, *_cells(line, stacks), _cpu(line, stacks), *bounds, line.note or verdicts(line, stacks))
 
 
-def verdicts(line: Line) -> str:
-    """The verdict, and those of other stacks that differ."""
+def verdicts(line: Line, stacks: Sequence[str]) -> str:
+    """The verdict, with the stack where that is another one than usual, and those of other stacks that differ."""
+    if not line.verdict:
+        return ""
+    where = [f"on {line.judged}"] if line.judged in stacks and line.judged != judged(stacks) else []
     others = [f"{stack}: {said}" for stack in line.values if (said := line.verdict_on(stack)) != line.verdict]
-    return f"{line.verdict} ({', '.join(others)})" if others else line.verdict
+    return f"{line.verdict} ({', '.join([*where, *others])})" if where or others else line.verdict
+
+
+def _cells(line: Line, stacks: Sequence[str]) -> list[str]:
+    if line.values.keys() == {ALONE}:
+        return [_cell(line, line.values[ALONE]), *["="] * (len(stacks) - 1)]
+    return [_cell(line, line.values[stack]) if stack in line.values else "" for stack in stacks]
 
 
 def _cell(line: Line, value: Value) -> str:
@@ -136,13 +142,13 @@ def digits(value: float) -> str:
     """Three that count, fewer for small ones."""
     if value >= 100:
         return f"{value:.0f}"
-    return f"{value:.1f}" if value >= 10 else f"{value:.2f}"
+    return f"{value:.1f}" if value >= 10 else f"{value:.2f}" if value >= 0.1 else f"{value:.2g}"
 
 
 def _details(outcome: Outcome) -> str:
     lines = [line for found in outcome.sections.values() for line in found if line.detail]
-    rows = [(line.name, *(_cell(line, line.values[s]) if s in line.values else "" for s in outcome.stacks)) for line in lines]
-    return _table(("figure", *outcome.stacks), rows)
+    rows = [(line.name, *_cells(line, outcome.stacks), _cpu(line, outcome.stacks)) for line in lines]
+    return _table(("more", *outcome.stacks, "CPU"), rows)
 
 
 def _subjects(samples: Samples) -> str:

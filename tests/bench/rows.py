@@ -21,7 +21,7 @@ class Row(NamedTuple):
     """A ratio of two subjects' times, `ours` / `against`, or their speeds' with `speed` (against / ours).
 
     The names are without their stack; one that was measured on no stack is the same for all. `must` and `aim` bound the
-    ratio: from above, with `speed` from below; None where it is only reported.
+    ratio: from above, with `speed` from below; None where it is only reported. `detail`: for those who look closer.
     """
 
     name: str
@@ -30,6 +30,7 @@ class Row(NamedTuple):
     must: float | None = None
     aim: float | None = None
     speed: bool = False
+    detail: bool = False
 
 
 class Pair(NamedTuple):
@@ -83,7 +84,7 @@ class Line(NamedTuple):
 
     @property
     def verdict(self) -> str:
-        """On the stack that counts: "aim", "met", "missed", or "" where nothing is asked for or known."""
+        """On the stack that counts: "aim", "met", "missed" (of a mere aim: "aim missed"), or "": nothing is asked for."""
         return self.verdict_on(self.judged)
 
     def verdict_on(self, stack: str) -> str:
@@ -98,7 +99,7 @@ def verdict(value: float, must: float | None, aim: float | None, *, at_least: bo
     if aim is not None and value * sign <= aim * sign:
         return "aim"
     if must is None:
-        return ""
+        return "" if aim is None else "aim missed"
     return "met" if value * sign <= must * sign else "missed"
 
 
@@ -111,7 +112,7 @@ def lines(rows: Iterable[Row], samples: Samples, stacks: Sequence[str]) -> list[
         if alone is not None:
             values = {ALONE: alone}
         if values:
-            found.append(Line(row.name, values, row.must, row.aim, row.speed))
+            found.append(Line(row.name, values, row.must, row.aim, row.speed, detail=row.detail))
     return found
 
 

@@ -93,7 +93,7 @@ def from_disks(lab: Lab, stack: Stack) -> list[Subject]:
 
 COLD_ROWS = [
     Row("pod ready, cold, over F_boot", name(READY, COLD), F_BOOT, must=2.0, aim=1.4),
-    Row("pod created, cold, over F_boot", name(CREATED, COLD), F_BOOT),
+    Row("pod created, cold, over F_boot", name(CREATED, COLD), F_BOOT, detail=True),
     Row("first byte of `hako run`, cold, over F_boot", name(BY_HAND, COLD), F_BOOT),
     Row("first byte of `ctr run`, cold, over F_boot", name(FIRST, COLD), F_BOOT),
     Row("`ctr run ... echo`, cold, over runc", name(RUN, COLD), RUNC),
@@ -103,7 +103,7 @@ TEMPLATE_ROWS = [
     Row("clone to hello over F_restore", name(HELLO, TEMPLATE), F_RESTORE),
     Row("pod ready, template, over F_restore", name(READY, TEMPLATE), F_RESTORE),
     Row("pod ready, template, over cold", name(READY, TEMPLATE), name(READY, COLD)),
-    Row("pod created, template, over F_boot", name(CREATED, TEMPLATE), F_BOOT),
+    Row("pod created, template, over F_boot", name(CREATED, TEMPLATE), F_BOOT, detail=True),
     Row("first byte of `hako run`, template, over F_boot", name(BY_HAND, TEMPLATE), F_BOOT),
     Row("first byte of `ctr run`, template, over F_boot", name(FIRST, TEMPLATE), F_BOOT, aim=0.2 * KATA_FIRST),
     Row("`ctr run ... echo`, template, over runc", name(RUN, TEMPLATE), RUNC, must=4, aim=3),

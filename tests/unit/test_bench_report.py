@@ -7,7 +7,7 @@ import xml.etree.ElementTree as xml
 from tests.bench import plot, report
 from tests.bench.measure import Sample
 from tests.bench.quoted import KATA
-from tests.bench.rows import Figure, Line, Row, lines, of_figures
+from tests.bench.rows import Figure, Line, Row, Value, lines, of_figures
 from tests.bench.stacks import on
 from tests.bench.subjects import Samples
 
@@ -49,8 +49,8 @@ def test_figures_and_notes_are_lines_of_the_same_table() -> None:
     assert "| private |  |  |  |  |  | not measurable here: needs it |" in head
     assert "**None**" not in head
     assert "memory of QEMU" not in head
-    assert "| memory of QEMU | 3.00 MiB |  |" in details
-    assert "| a [Debian 12] | 200 | 0.00 | 200 | 300 | 400 | 3 |" in details
+    assert "| memory of QEMU | 3.00 MiB |  |  |" in details
+    assert "| a [Debian 12] | 200 | 0 | 200 | 300 | 400 | 3 |" in details
     assert "| cold [Debian 12] | cgroup 3, boot 32 |" in details
 
 
@@ -59,6 +59,20 @@ def test_what_is_quoted_or_missing_is_said() -> None:
     text = report.as_markdown(outcome())
     assert KATA in text and "not measured" in KATA
     assert "- runsc: get it" in text
+
+
+def test_a_row_that_the_newer_stack_lacks_says_where_it_is_judged() -> None:
+    """It failed there."""
+    line = Line("a", {OLD: Value(1.0)}, must=2)
+    assert report.verdicts(line, [OLD, NEW]) == "met (on Debian 12)"
+    assert report.verdicts(line, [OLD]) == "met"
+    assert report.verdicts(Line("a", {OLD: Value(1.0), NEW: Value(2.0)}), [OLD, NEW]) == ""
+
+
+def test_small_ratios_keep_two_digits_that_count() -> None:
+    """A speed of a hundredth is not none."""
+    told = [report.digits(value) for value in (1234.5, 12.34, 1.234, 0.1234, 0.001234)]
+    assert told == ["1234", "12.3", "1.23", "0.12", "0.0012"]
 
 
 def test_a_single_stack_is_judged_and_named() -> None:

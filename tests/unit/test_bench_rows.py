@@ -41,7 +41,7 @@ def test_a_ratio_is_of_medians_and_lies_in_its_interval() -> None:
         (1.8, 2.0, 1.5, False, "met"),
         (2.1, 2.0, 1.5, False, "missed"),
         (2.1, None, None, False, ""),
-        (2.1, None, 2.0, False, ""),
+        (2.1, None, 2.0, False, "aim missed"),
         (0.9, 0.5, 0.8, True, "aim"),
         (0.6, 0.5, 0.8, True, "met"),
         (0.4, 0.5, 0.8, True, "missed"),
