@@ -33,8 +33,6 @@ def test_a_run_of_the_bench_writes_what_it_measured(tmp_path: Path) -> None:
     floors = {f"F_{name} [{stack}]" for name in ("boot", "restore", "ping", "fork")}
     assert floors | {"F_fork on the host", "start command, hako", "start command, runc"} == set(told["samples"])
     assert all(sample["wall"] > 0 and sample["cpu"] > 0 for taken in told["samples"].values() for sample in taken)
-    restored, booted = (told["samples"][f"F_{name} [{stack}]"][0]["wall"] for name in ("restore", "boot"))
-    assert restored < booted
     (row,) = (row for row in told["sections"]["Starts"] if row["name"].startswith("`containerd-shim-hako-v2 start`"))
     assert row["values"][""]["value"] > 0 and row["judged"] == ""
     assert "| F_restore over F_boot |" in done.stdout
