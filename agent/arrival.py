@@ -61,6 +61,9 @@ class Place:
         os.pwrite(self._config, self._saved[_BASE_ADDRESSES], _BASE_ADDRESSES.start)
         os.pwrite(self._config, self._saved[_COMMAND], _COMMAND.start)
         if self._registers is not None:
+            messages = virtio_pci.message_control(self._saved)
+            if messages is not None:
+                os.pwrite(self._config, self._saved[messages], messages.start)
             try:
                 self._registers.set_again()
                 return
