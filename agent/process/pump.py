@@ -19,7 +19,7 @@ import select
 import struct
 
 from agent.linux.loop import READABLE, WRITABLE
-from agent.linux.vsock import SEND_MAX
+from agent.linux.vsock import PACKET_MAX, SEND_MAX
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -177,7 +177,7 @@ class Output(Flow):
     for each header (and for each page: vsock has no sendpage).
     """
 
-    __slots__ = ("_filled", "_finishing", "_frame", "_pending", "_told")
+    __slots__ = ("_filled", "_finishing", "_frame", "_pending", "_send_max", "_told")
 
     def __init__(self, loop: Loop, source: int, sink: int, on_end: Callable[[], None]) -> None:
         super().__init__(loop, source, sink, on_end)
@@ -185,6 +185,7 @@ class Output(Flow):
         self._told = False
         self._filled = False
         self._frame = _shared
+        self._send_max = SEND_MAX
         self._pending: bytes | memoryview = b""
 
     def finish(self) -> None:
@@ -228,13 +229,16 @@ class Output(Flow):
 
     def _send(self) -> int:
         while self._pending:
-            piece = self._pending[:SEND_MAX]
+            piece = self._pending[: self._send_max]
             try:
                 count = os.write(self._sink, piece)
             except BlockingIOError:
                 count = 0
-            except OSError:
-                return _ENDED
+            except OSError as error:
+                if error.errno != errno.ENOMEM or self._send_max <= PACKET_MAX:
+                    return _ENDED
+                self._send_max = PACKET_MAX  # a packet of 64 KiB is 32 pages in a row, which memory in pieces does not have
+                continue
             self._pending = self._pending[count:]
             if count < len(piece):
                 if self._frame is _shared:  # with the other flows

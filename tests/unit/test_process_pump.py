@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import os
@@ -348,6 +349,30 @@ def test_no_send_is_larger_than_a_packet(loop: Loop, ended: Ended) -> None:
     os.close(source)
     assert sum(sizes) == 60_000 + 2 * pump.HEADER  # with the end's
     assert len(sizes) > 2 and max(sizes) <= PACKET_MAX < 32 << 10
+
+
+def test_a_packet_that_finds_no_memory_is_sent_in_smaller_ones(
+    loop: Loop, ended: Ended, pipe: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A guest whose memory is in pieces has no 128 KiB in a row; the output is whole all the same."""
+    ours, theirs = pair()
+    monkeypatch.setattr(pump, "SEND_MAX", 1 << 20)
+    real_write, sizes = os.write, list[int]()
+
+    def write(fd: int, data: memoryview) -> int:
+        if fd == ours.fileno():
+            sizes.append(len(data))
+            if len(data) > PACKET_MAX:
+                raise OSError(errno.ENOMEM, "no memory")
+        return real_write(fd, data)
+
+    monkeypatch.setattr(os, "write", write)
+    pump.Output(loop, pipe[0], ours.fileno(), ended).begin()
+    real_write(pipe[1], b"x" * 60_000)
+    os.close(pipe[1])
+    run(loop, lambda: ended.count == 1)
+    assert frames(theirs.recv(1 << 20)) == [b"x" * 60_000, b""]
+    assert sizes == [60_004, PACKET_MAX, PACKET_MAX, 60_004 - 2 * PACKET_MAX, pump.HEADER]
 
 
 @pytest.mark.parametrize(
