@@ -149,11 +149,17 @@ class BootError(Unavailable):
 
 
 LAST_LINES = 12
+PANIC = "Kernel panic - not syncing"
 # Lines of a kernel panic that say something to kernel developers only: its stack, with " ? function+0x1/0x2" in it.
 TRACE = (" ? ", "<TASK>", "</TASK>", "Call Trace:", "CPU: ", "Hardware name: ", "Kernel Offset: ", "---[ end ")
 
 
 def last_lines(text: str, most: int = LAST_LINES) -> str:
-    """The last lines of a console or of a program's stderr that say something, as they fit into one message."""
+    """The last lines of a console or of a program's stderr that say something, as they fit into one message.
+
+    Of a kernel that panicked the first ones from there on: registers of every task may follow.
+    """
     lines = [line.strip() for line in text.splitlines() if line.strip() and not any(mark in line for mark in TRACE)]
-    return " | ".join(lines[-most:])
+    panic = next((at for at, line in enumerate(lines) if PANIC in line), len(lines))
+    begin = min(panic, max(0, len(lines) - most))
+    return " | ".join(lines[begin : begin + most])

@@ -118,7 +118,7 @@ def _row(item: Any, wanted: str) -> dict[str, Any]:
     from shim.sandbox import template
 
     about = item.about()
-    state = "stale" if template.is_stale(item) else "in use" if item.key == wanted else "kept"
+    state = "in use" if item.key == wanted else "stale" if template.is_stale(item) else "kept"
     return {
         "key": item.key,
         "state": state,

@@ -36,7 +36,9 @@ def find(config: GuestConfig) -> GuestFiles:
         raise NotFound("there is no guest kernel", step="boot", hint=HINT)
     if config.initrd:
         return _existing(GuestFiles(kernel, "", config.initrd))
-    image = config.image or _installed(("image.erofs",)) or _newest("image", ("image.erofs",))
+    if config.image:  # a kernel that was given with it may have its drivers built in, whatever it is called
+        return _existing(GuestFiles(kernel, config.image, ""))
+    image = _installed(("image.erofs",)) or _newest("image", ("image.erofs",))
     if image and not _is_stock(kernel):
         return _existing(GuestFiles(kernel, image, ""))
     initrd = _installed(("initrd.cpio",)) or _newest("image", ("initrd.cpio",))

@@ -77,3 +77,4 @@ def test_a_panic_is_quoted_without_its_stack() -> None:
     said = str(BootError("boot", "the guest ended", console_tail=PANIC, vmm_stderr="qemu: x\n\n"))
     assert said.startswith("boot: the guest ended; guest console: [    0.52] Kernel panic") and said.endswith("VMM: qemu: x")
     assert last_lines("\n".join(map(str, range(100))), 3) == "97 | 98 | 99"
+    assert last_lines(PANIC + "".join(f"\nR{number}: 0" for number in range(20)), 2).startswith("[    0.52] Kernel panic - not")

@@ -121,7 +121,7 @@ def usual(hako: Secluded, tmp_path_factory: pytest.TempPathFactory) -> Usual:
         ({"guest__image": "/none/image.erofs"}, "boot: /none/image.erofs: there is no such file"),
         ({"guest__image": "/bin/sh"}, "boot: /bin/sh: is not an erofs"),
         ({"guest__initrd": "/bin/sh"}, "guest console: "),
-        ({"guest__kernel_params": "init=/none"}, "Kernel panic - not syncing: Requested init /none failed"),
+        ({"guest__kernel_params": "init=/none rdinit=/none"}, "Kernel panic - not syncing: "),
         ({"hypervisor__default_memory": 9999999}, "hypervisor.default_memory: a VM of 9999999 MiB memory does not fit"),
         ({"hypervisor__path": "/none/qemu"}, "/none/qemu: there is no such program"),
         ({"hypervisor__path": "/bin/false"}, "boot: QEMU exited with status 1"),

@@ -130,7 +130,7 @@ def test_a_terminal(hako: Hako) -> None:
     screen = Screen(hako.argv(*words), env=hako.environment)
     screen.wait_for(b"24 80")
     screen.resize(101, 33)
-    screen.wait_for(b"resized")
+    screen.wait_for(b"resized\r\n")
     screen.type(b"abc\r")
     screen.wait_for(b"abc\r\nabc\r\n")
     screen.type(b"\x03")

@@ -275,7 +275,7 @@ def refused(engine: Containerd, config: Path, text: str) -> Result:
         ("[guest]\nkernle = '/x'\n", b"bad.toml:2: guest.kernle: there is no such key"),
         ("[guest\n", b"not TOML"),
         ("[guest]\nkernel = '/etc/passwd'\n", b"/etc/passwd: is not a kernel"),
-        ("[hypervisor]\naccelerator = 'tcg'\n[guest]\nkernel_params = 'init=/none'\n", b"Kernel panic"),
+        ("[hypervisor]\naccelerator = 'tcg'\n[guest]\nkernel_params = 'init=/none rdinit=/none'\n", b"Kernel panic"),
         ("[share]\ndaemon = '/none/virtiofsd'\n", b"/none/virtiofsd: there is no such program"),
     ],
     ids=["unknown key", "not TOML", "kernel", "panic", "virtiofsd"],

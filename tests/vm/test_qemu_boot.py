@@ -21,6 +21,7 @@ from shim.hypervisor.qemu.driver import Qemu, QemuVm
 from shim.network import tap
 from shim.process import Confinement
 from shim.share.tree import mounts_below
+from tests.framework import bareguest
 from tests.framework import vm as framework
 from tests.framework.vm import Booted
 
@@ -148,6 +149,7 @@ def test_panic_is_in_the_error(small: VmSpec, tmp_path: Path) -> None:
 
 def test_death_before_the_console_is_explained_by_a_second_boot(small: VmSpec) -> None:
     """A kernel that dies before it has a console is booted once more, with a serial port."""
+    bareguest.need_kernel()  # a distribution's, compressed, does not get as far in so little memory
     error = _boot_error(small._replace(memory_mib=32), timeout=8)
     assert "Kernel panic" in error.console_tail
 
@@ -170,7 +172,7 @@ def test_file_that_is_no_kernel_is_refused(small: VmSpec, tmp_path: Path, conten
     """A kernel for another machine, or no kernel at all, is told in QEMU's words."""
     wrong = tmp_path / "kernel"
     wrong.write_bytes(content)
-    error = _boot_error(small._replace(kernel=str(wrong)), timeout=20)
+    error = _boot_error(small._replace(kernel=str(wrong), initrd=None), timeout=20)
     assert "QEMU exited with status 1" in str(error)
     assert said in error.vmm_stderr
 
@@ -230,6 +232,7 @@ def test_killed_vsock_daemon_is_noticed(booted: Booted) -> None:
 
 def test_microvm_boots(small: VmSpec) -> None:
     """The smaller machine type boots the same guest."""
+    bareguest.need_kernel()  # a distribution's has no driver for virtio-mmio that its initramfs could load
     vm = Qemu(HypervisorConfig(machine_type="microvm")).launch(small)
     try:
         vm.wait_ready(60)
@@ -242,7 +245,7 @@ def test_serial_port_shows_early_boot(small: VmSpec) -> None:
     vm = Qemu(HypervisorConfig(debug_serial=True)).launch(small)
     try:
         vm.wait_ready(90)
-        assert "TCP: Hash tables configured" in vm.console_tail()
+        assert "TCP: Hash tables configured" in vm.console_tail() or "bridge window" in vm.console_tail()
     finally:
         vm.stop()
 

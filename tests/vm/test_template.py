@@ -17,6 +17,8 @@ from typing import Any
 
 import pytest
 
+from shim.config import GuestConfig
+from shim.sandbox import guestfiles
 from tests.framework.hako import Hako, cache_without_templates, installation
 
 pytestmark = [
@@ -145,14 +147,15 @@ def test_a_template_that_does_not_start_is_rejected(hako: Hako) -> None:
     assert hako.run("factory", "init", check=True).stdout.startswith(f"template {key} made")
 
 
-def test_a_changed_image_makes_a_template_stale(hako: Hako, cache: Path, tmp_path: Path) -> None:
+def test_a_changed_image_makes_a_template_stale(hako: Hako, tmp_path: Path) -> None:
     """It is not used, and goes when the next one is made."""
-    newest = max((cache / "image").glob("*/image.erofs"), key=lambda path: path.stat().st_mtime)
-    mine = tmp_path / "mine.erofs"
+    boots = guestfiles.find(GuestConfig())
+    newest = Path(boots.image or boots.initrd)
+    mine = tmp_path / "mine"
     mine.write_bytes(newest.read_bytes())
     config = Path(str(hako.environment["HAKO_CONFIG"]))
     text = config.read_text()
-    config.write_text(text.replace("[guest]\n", "") + f'\n[guest]\nimage = "{mine}"\n')
+    config.write_text(text.replace("[guest]\n", "") + f'\n[guest]\n{"image" if boots.image else "initrd"} = "{mine}"\n')
     hako.run("factory", "init", check=True)
     (old,) = _keys(hako)
     mine.write_bytes(newest.read_bytes() + bytes(4096))
