@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 DEATH = 2.0  # seconds that a killed process may take to go
+LEAVING = 4.0  # and one that was on its way into a cgroup; containerd gives `delete` five
 
 
 def clean_up(directory: str, socket_path: str, container_id: str = "") -> int:
@@ -122,7 +123,7 @@ def _remove_cgroups(state: dict[str, Any]) -> None:
     """A process that was just begun, and not yet written down, ends a moment after its parent."""
     containers = state.get("containers", {}).values()
     directories = [path for entry in containers for path in entry.get("cgroups", [])]
-    deadline = time.monotonic() + DEATH
+    deadline = time.monotonic() + LEAVING
     for path in (*directories, *state.get("cgroups", [])):
         while not _removed(path) and time.monotonic() < deadline:
             time.sleep(0.01)
