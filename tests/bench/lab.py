@@ -11,6 +11,7 @@ import itertools
 import json
 import subprocess
 import sys
+import time
 from contextlib import ExitStack
 from functools import cached_property
 from pathlib import Path
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from tests.bench.pod import Pod
 
 CGROUPS, COMMON_CGROUP = Path("/sys/fs/cgroup"), "bench"
+ENDED = 5.0  # seconds for the last pods' cgroups to go: delete does not wait for the machine's end
 BUILD = 600.0  # seconds for the floor's image, for a template
 
 
@@ -155,10 +157,20 @@ class Lab:
 
 
 def forget_cgroups() -> None:
-    """Pods' cgroups go with them; that in which they are goes with the run, unless another one is using it."""
+    """Pods' cgroups go with them, soon; that in which they are goes with the run, unless another one is using it."""
+    deadline = time.monotonic() + ENDED
     for path in (*CGROUPS.glob(COMMON_CGROUP), *CGROUPS.glob(f"*/{COMMON_CGROUP}")):
-        try:
-            path.rmdir()
-        except OSError as exc:
-            if exc.errno not in (errno.EBUSY, errno.ENOTEMPTY):
-                raise
+        while not _removed(path) and time.monotonic() < deadline:
+            time.sleep(0.05)
+
+
+def _removed(path: Path) -> bool:
+    try:
+        path.rmdir()
+    except FileNotFoundError:
+        return True
+    except OSError as exc:
+        if exc.errno not in (errno.EBUSY, errno.ENOTEMPTY):
+            raise
+        return False
+    return True
