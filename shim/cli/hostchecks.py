@@ -77,8 +77,7 @@ def qemu() -> tuple[Level, str, str]:
     if not os.access(path, os.X_OK):
         return "fail", f"{path} is not there", install("qemu-system-x86")
     version = host.version(configuration.load().hypervisor)
-    numbers = tuple(int(part) for part in version.split(".")[:2] if part.isdigit())
-    if numbers < QEMU_MINIMUM:
+    if host.version_numbers(version) < QEMU_MINIMUM:
         return "fail", f"{version}: too old", "QEMU 7.2 or newer"
     return "ok", f"{version}, {path}", ""
 

@@ -167,3 +167,13 @@ def version(config: HypervisorConfig) -> str:
         return said.partition("version ")[2].split()[0] if "version " in said else said.strip()
 
     return answers.cached("version", [answers.identity(config.path)], ask)[0]
+
+
+def version_numbers(version: str) -> tuple[int, ...]:
+    """ "10.0.2" as numbers, which compare as versions do; what is none ends them."""
+    found: list[int] = []
+    for part in version.split("."):
+        if not (part.isascii() and part.isdigit()):
+            break
+        found.append(int(part))
+    return tuple(found)

@@ -34,20 +34,10 @@ def refusal(config: Config) -> str:
     if not config.factory.mounted_share:
         return "[factory] mounted_share = false"
     version = host.version(config.hypervisor)
-    if numbers(version) < FIRST_QEMU:
+    if host.version_numbers(version) < FIRST_QEMU:
         return f"QEMU {version} cannot save a virtio-fs device, 8.2 can"
     daemon = virtiofsd.find(config.share.daemon)
     return "" if daemon.saves else f"{daemon.path} cannot hand on its state, the Rust virtiofsd 1.11 can"
-
-
-def numbers(version: str) -> tuple[int, ...]:
-    """ "10.0.2" as numbers; what is none ends them."""
-    found: list[int] = []
-    for part in version.split("."):
-        if not (part.isascii() and part.isdigit()):
-            break
-        found.append(int(part))
-    return tuple(found)
 
 
 @contextmanager

@@ -21,7 +21,7 @@ from tests.framework import daemons
 def qemu() -> str | None:
     """The machine's own QEMU if it is new enough, or the one in the cache."""
     own = HypervisorConfig()
-    if os.access(own.path, os.X_OK) and savedshare.numbers(host.version(own)) >= savedshare.FIRST_QEMU:
+    if os.access(own.path, os.X_OK) and host.version_numbers(host.version(own)) >= savedshare.FIRST_QEMU:
         return own.path
     return tools.find("qemu10")
 
