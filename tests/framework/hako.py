@@ -106,8 +106,8 @@ class Hako:
         found = {pid: command for pid, command in vmms.items() if parents.get(pid, 0) <= 1 and b"\0hako-" in command}
         return [(pid, f"orphan {command[:80].decode(errors='replace')}") for pid, command in found.items()]
 
-    def assert_nothing_left(self, timeout: float = 10) -> None:
-        """Fail with a list of what is left after `timeout` seconds."""
+    def assert_nothing_left(self, timeout: float = 60) -> None:
+        """Fail with a list of what is left after `timeout` seconds: a first run has a template made beside it."""
         deadline = time.monotonic() + timeout
         while (found := self.leftovers()) and time.monotonic() < deadline:
             time.sleep(0.1)
