@@ -131,6 +131,11 @@ class Cgroup:
             if "cpuset" in hierarchy.controllers:
                 _inherit_cpuset(level)
 
+    @property
+    def parents(self) -> list[str]:
+        """The parents that `create` had to make, the deepest first."""
+        return [directory for directory in reversed(self._made) if directory not in self.dirs]
+
     def add(self, pid: int) -> None:
         """Put a process in, in every hierarchy. Raises HakoError."""
         for directory in self.dirs:
@@ -157,10 +162,15 @@ class Cgroup:
         """
         end = time.monotonic() + REMOVE_DEADLINE
         stuck = [directory for directory in self.dirs if not _rmdir(directory, end)]
-        parents = [directory for directory in reversed(self._made) if directory not in self.dirs]
-        self._made = [directory for directory in parents if not _rmdir(directory, 0.0)][::-1]
+        self._made = [directory for directory in self.parents if not _rmdir(directory, 0.0)][::-1]
         if stuck:
             raise HakoError("still in use", step="remove a cgroup", object=", ".join(stuck))
+
+
+def remove_empty(directories: list[str]) -> None:
+    """Take away cgroups in this order, but those where somebody is still."""
+    for directory in directories:
+        _rmdir(directory, 0.0)
 
 
 def join_everywhere(path: str, pid: int) -> None:

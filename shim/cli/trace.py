@@ -62,19 +62,27 @@ def report(spans: list[trace_pb2.Span]) -> tuple[list[Line], int, int]:
     if not calls:
         return [], 0, 0
     first = min(span.begin for span in (*spawn, *calls))
-    lines = [Line(0, span.name, span.begin - first, span.end - span.begin) for span in spawn]
+    lines = []
+    for span in spawn:
+        lines.append(Line(0, span.name, span.begin - first, span.end - span.begin))
+        lines += _steps([step for step in _inside(span, spans) if step.name != span.name], [], first)
     explained, reached = 0, max((span.end for span in spawn), default=first)
     explained += reached - first
     for call in calls:
         if call.begin > reached:
             lines.append(Line(0, ENGINE, reached - first, call.begin - reached))
             explained += call.begin - reached
-        inside = [span for span in spans if span.kind == "step" and call.begin <= span.begin and span.end <= call.end]
+        inside = _inside(call, spans)
         lines.append(Line(0, f"{call.name} {call.object}", call.begin - first, call.end - call.begin))
         lines += _steps(inside, [span for span in spans if span.kind == "guest"], first)
         explained += _covered(inside)
         reached = max(reached, call.end)
     return lines, reached - first, explained
+
+
+def _inside(outer: trace_pb2.Span, spans: list[trace_pb2.Span]) -> list[trace_pb2.Span]:
+    """The steps within a span."""
+    return [span for span in spans if span.kind == "step" and outer.begin <= span.begin and span.end <= outer.end]
 
 
 def _steps(steps: list[trace_pb2.Span], guest: list[trace_pb2.Span], first: int) -> Iterator[Line]:

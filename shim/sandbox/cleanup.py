@@ -127,6 +127,8 @@ def _remove_cgroups(state: dict[str, Any]) -> None:
     for path in (*directories, *state.get("cgroups", [])):
         while not _removed(path) and time.monotonic() < deadline:
             time.sleep(0.01)
+    for path in state.get("cgroup_parents", []):
+        _removed(path)  # unless another pod is there
 
 
 def _removed(directory: str) -> bool:

@@ -15,12 +15,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, NamedTuple
 
-from agent.api import agent_pb2
 from shim.errors import BootError, HakoError
 from shim.hypervisor.qemu.driver import Qemu
 from shim.sandbox import hostfacts, template, templatebuild, vmspec
 
 if TYPE_CHECKING:
+    from agent.api import agent_pb2
     from shim.agent_client import AgentClient
     from shim.config import Config
     from shim.hypervisor.base import Nic, Share, Vm, VmSpec, Vsock, Waiting
@@ -99,7 +99,7 @@ class Clone:
     def __init__(self, config: Config, saved: template.Template, spec: VmSpec) -> None:
         """Raises TemplateFailed."""
         self._config = config
-        self._key = saved.key
+        self.key = saved.key
         self._size = (spec.vcpus, spec.memory_mib)
         with self._blamed():
             self._copy = template.Copy(saved)
@@ -116,7 +116,7 @@ class Clone:
         except HakoError as exc:
             if isinstance(exc, BootError) and exc.killed:
                 raise
-            raise TemplateFailed(self._key, exc) from exc
+            raise TemplateFailed(self.key, exc) from exc
 
     def enter(self, share: Share | None, vsock: Vsock, nics: tuple[Nic, ...]) -> Vm:
         """The VM, running, with its devices. Raises TemplateFailed."""
@@ -136,6 +136,8 @@ class Clone:
         vm.grow(plan.vcpus, plan.memory_mib)
         plugged = plan.vcpus - self._size[0]
         if plugged > 0:
+            from agent.api import agent_pb2  # not needed before the VMM is there (launch.py)
+
             agent.do("OnlineCPUMem", agent_pb2.OnlineCPUMemRequest(wait=True, nb_cpus=plugged, cpu_only=True))
 
     def close(self) -> None:

@@ -11,9 +11,12 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 
+from shim import errors
+from shim.hypervisor.base import HELLO
 from shim.process import describe_status
 
 KILLED = -9  # as Child.poll has it: SIGKILL, which nobody sends himself
+LINES = 3  # of the console of a guest that has ended
 VMM_FIRST = 1.0  # seconds for the end of a VMM, which holds the guest's memory, to be told
 
 
@@ -114,3 +117,9 @@ def _in_thread(*actions: Callable[[], object]) -> None:
             action()
 
     threading.Thread(target=work, name="hako-machine-end", daemon=True).start()
+
+
+def last_words(console: str) -> str:
+    """What a guest said last, as the rest of a sentence about its end; "" if it said nothing."""
+    said = errors.last_lines(console.replace(HELLO, ""), LINES)
+    return f"; guest console: {said}" if said else ""

@@ -115,6 +115,7 @@ class HostSide:
         self._remember("cgroups", list(cgroup.dirs))
         undo.callback(self._remove_cgroup, cgroup)
         cgroup.create()
+        self._store.change(lambda state: state["cgroup_parents"].extend(cgroup.parents))
         self._cgroup = cgroup
         linux = self._request.spec.linux
         if linux is not None and linux.resources is not None:

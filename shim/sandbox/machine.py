@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING
 from agent.api import agent_pb2, types_pb2
 from shim import errors
 from shim.agent_client import STDIO_PORT, STREAM_FEATURE, AgentClient
-from shim.hypervisor.base import HELLO, Nic
+from shim.hypervisor.base import Nic
 from shim.network import guest as guest_network
 from shim.network import netns as host_network
+from shim.sandbox.fate import last_words
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
     from shim.sandbox.plan import SandboxPlan
 
 STREAM_TIMEOUT = 10.0  # seconds to connect one stream
-LINES = 3  # of the console of a guest that has ended
 LAST_WORDS = 2.0  # seconds for a VM to end after its agent has: it switches off
 
 
@@ -192,9 +192,3 @@ class RunningMachine:
             self.vm.stop(0)
         except errors.HakoError:
             pass  # told by the second stop, which is the recipe's
-
-
-def last_words(console: str) -> str:
-    """What a guest said last, as the rest of a sentence about its end; "" if it said nothing."""
-    said = errors.last_lines(console.replace(HELLO, ""), LINES)
-    return f"; guest console: {said}" if said else ""

@@ -16,7 +16,7 @@ import os
 import threading
 from typing import TYPE_CHECKING, Protocol
 
-from shim import errors, paths
+from shim import cgroups, errors, paths
 from shim.oci import grouping
 from shim.sandbox import overrides, stub
 from shim.sandbox import plan as planning
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from shim.cgroups import Cgroup
     from shim.config import Config
     from shim.oci.spec import Spec
+    from shim.sandbox.ahead import Ahead
     from shim.sandbox.placement import Files
 
 
@@ -75,6 +76,9 @@ class Factory(Protocol):
 
     def plan(self, config: Config, spec: Spec, bundle: str, sandbox_id: str, namespace: str) -> planning.SandboxPlan:
         """The plan for the pod whose first container this is."""
+
+    def take_ahead(self, bundle: str) -> Ahead | None:
+        """What was begun for the pod whose first container has this bundle, once: `build` will finish it."""
 
     def build(self, config: Config, plan: planning.SandboxPlan, netns: str, store: Store, fate: Fate) -> Machine:
         """Boot it; `netns` is the host path of the pod's network namespace. Whatever ends `fate` ends the boot too.
@@ -118,6 +122,7 @@ class Sandbox:
         self._machine: Machine | None = None
         self._fate = Fate()
         self._netns_fd = -1
+        self._ahead: Ahead | None = None
         self._end_reason = ""
         self._ended = threading.Event()
         self._ending: list[threading.Thread] = []
@@ -188,10 +193,10 @@ class Sandbox:
     def _let_go(self) -> None:
         """Begin with that. The store, whose lock others wait for, goes last."""
         with self._building:
-            parts = (self._machine, self._netns_fd, self._store)
-            self._machine, self._netns_fd, self._store = None, -1, None
+            parts = (self._machine, self._ahead, self._netns_fd, self._store)
+            self._machine, self._ahead, self._netns_fd, self._store = None, None, -1, None
             self._ending = [thread for thread in self._ending if thread.is_alive()]
-            if parts != (None, -1, None):
+            if parts != (None, None, -1, None):
                 self._ending.append(threading.Thread(target=_take_down, args=parts, name="hako-take-down"))
                 self._ending[-1].start()
 
@@ -281,6 +286,8 @@ class Sandbox:
     def _prepare_first(self, request: Request) -> None:
         annotations = request.spec.annotations or {}
         self.in_pod = grouping.role_of(annotations) != grouping.SINGLE
+        if self._take_over(request.bundle):
+            return
         self.config = overrides.apply(self._base_config, annotations)
         plan = self._factory.plan(self.config, request.spec, request.bundle, self.sandbox_id, self.namespace)
         directory = paths.sandbox_dir(self.sandbox_id, self.namespace)
@@ -288,6 +295,14 @@ class Sandbox:
         if not plan.netns:
             self._netns_fd = stub.new_netns()
         self._plan = plan
+
+    def _take_over(self, bundle: str) -> bool:
+        """Whether the machine has been begun before we were asked for it."""
+        self._ahead = ahead = self._factory.take_ahead(bundle)
+        if ahead is None:
+            return False
+        self.config, self._plan, self._store, self._netns_fd = ahead.config, ahead.plan, ahead.store, ahead.netns_fd
+        return True
 
     def _ensure_machine(self) -> None:
         with self._building:
@@ -348,11 +363,14 @@ class Sandbox:
         machine.agent.next_oom(told)
 
 
-def _take_down(machine: Machine | None, netns_fd: int, store: Store | None) -> None:
+def _take_down(machine: Machine | None, ahead: Ahead | None, netns_fd: int, store: Store | None) -> None:
     """What a pod had, its directory last: its lock tells others that somebody is still at work."""
     if machine is not None:
         machine.close()
+    if ahead is not None:
+        ahead.end()
     if netns_fd >= 0:
         os.close(netns_fd)
     if store is not None:
+        cgroups.remove_empty(store.state["cgroup_parents"])
         store.remove()

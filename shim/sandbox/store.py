@@ -119,6 +119,7 @@ def _fresh(sandbox_id: str, namespace: str) -> dict[str, Any]:
         "start_time": start_time(os.getpid()),
         "processes": [],
         "cgroups": [],
+        "cgroup_parents": [],
         "paths": [],
         "network": None,
         "containers": {},

@@ -33,6 +33,7 @@ from shim.task.service import SERVICES, TaskService
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from shim.sandbox.ahead import Ahead
     from shim.sandbox.spare import Spare
     from shim.task.flags import Invocation
     from shim.task.options import Options
@@ -50,6 +51,7 @@ def run(
     options: Options,
     spare: Spare | None = None,
     started: Callable[[], None] | None = None,
+    begun: Ahead | None = None,
 ) -> int:
     """Serve until the end; the exit status. `path`: the socket's, removed at the end. The rest: see become_daemon.
 
@@ -62,7 +64,7 @@ def run(
     except ConfigError as exc:
         refusal = exc
     log = Log("debug" if invocation.debug else config.runtime.log_level)
-    daemon = Daemon(config, log, invocation, sandbox_id, path, options.config_path, spare, started)
+    daemon = Daemon(config, log, invocation, sandbox_id, path, options.config_path, spare, started, begun)
     daemon.refuse(refusal)
     try:
         daemon.serve(listener)
@@ -84,12 +86,13 @@ class Daemon:
         config_path: str,
         spare: Spare | None,
         started: Callable[[], None] | None,
+        begun: Ahead | None,
     ) -> None:
         self._log = log
         self._path = path
         self._config_path = config_path
         self._started = started
-        self._factory = HostFactory(log, spare)
+        self._factory = HostFactory(log, spare, begun)
         self._config = config
         self._loop = Loop(on_error=lambda exc: log("error", f"loop: {exc!r}"))
         address = os.environ.get("TTRPC_ADDRESS", "")

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import NoReturn
 
+    from shim.sandbox.ahead import Ahead
     from shim.sandbox.spare import Spare
     from shim.task import flags, options
 
@@ -38,15 +39,31 @@ def become_daemon(
         os.chdir("/")
         os.umask(0o022)
         _redirect_stdio(bundle)
+        begun = _begin(invocation, sandbox_id, bundle, given) if spare is None else None
         from shim.task import daemon
 
-        status = daemon.run(listener, path, invocation, sandbox_id, given, spare, started)
+        status = daemon.run(listener, path, invocation, sandbox_id, given, spare, started, begun)
     except BaseException as exc:  # noqa: BLE001 - a forked child must not return into the parent's code
         import traceback
 
         traceback.print_exception(exc)
     finally:
         os._exit(status)
+
+
+def _begin(invocation: flags.Invocation, sandbox_id: str, bundle: str, given: options.Options) -> Ahead | None:
+    """The pod's machine, before we load what serves the engine's requests."""
+    from shim import config as configuration
+    from shim.errors import ConfigError
+    from shim.log import Log
+    from shim.sandbox import ahead
+
+    try:
+        config = configuration.load(given.config_path or None)
+    except ConfigError:
+        return None  # Create will be refused with that
+    log = Log("debug" if invocation.debug else config.runtime.log_level)
+    return ahead.begin(config, bundle, sandbox_id, invocation.namespace, log)
 
 
 def _redirect_stdio(bundle: str) -> None:

@@ -121,6 +121,17 @@ def test_a_pid_that_is_somebody_elses_now_is_not_killed(directory: Path) -> None
     stranger.wait()
 
 
+def test_parents_of_cgroups_go_unless_somebody_else_is_there(directory: Path) -> None:
+    """Those that the pod had to make, the deepest first."""
+    made = [directory / "cg/a/b", directory / "cg/a", directory / "cg"]
+    crashed = Crashed(directory, cgroups=[str(made[0] / "hako_pod1")], cgroup_parents=[str(path) for path in made])
+    (made[0] / "hako_pod1").mkdir(parents=True)
+    (directory / "cg/another").mkdir()
+    crashed.die()
+    cleanup.clean_up(str(crashed.pod), str(directory / "sock"))
+    assert [path.exists() for path in made] == [False, False, True]
+
+
 def test_twice_and_without_anything(directory: Path) -> None:
     """A second call, a missing directory and an unreadable state are all fine."""
     crashed = Crashed(directory)

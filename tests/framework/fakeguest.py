@@ -346,6 +346,7 @@ class FakeCgroup:
 
     def __init__(self) -> None:
         self.dirs: tuple[str, ...] = ()
+        self.parents: list[str] = []
         self.applied: list[Any] = []
 
     def create(self) -> None:
@@ -371,6 +372,9 @@ class FakeFactory:
         """The real planning on a small host."""
         host = planning.HostLimits(4, 4096)
         return planning.plan(spec, sandbox_id, namespace, config.hypervisor, host)
+
+    def take_ahead(self, bundle: str) -> None:
+        """Nothing was begun."""
 
     def build(self, config: Config, plan: planning.SandboxPlan, netns: str, store: Store, fate: Fate) -> FakeMachine:
         """A machine at once."""

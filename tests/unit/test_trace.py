@@ -29,6 +29,7 @@ def told(*rows: tuple[str, str, str, int, int]) -> trace_pb2.SpansResponse:
 
 
 START = told(
+    ("cgroup", "", "step", 1040, 1045),
     ("spawn", "", "step", 1000, 1080), ("boot", "", "step", 1100, 1500), ("share", "c", "step", 1450, 1550),
     ("create", "c", "step", 1560, 1590), ("Create", "c", "call", 1090, 1600), ("start", "c", "step", 1612, 1620),
     ("Start", "c", "call", 1610, 1620), ("CreateContainer", "c", "guest", 1565, 1585), ("agent", "", "guest", 10, 20),
@@ -40,6 +41,7 @@ def test_a_start_is_told_in_order() -> None:
     lines, wall, explained = report(list(START.spans))
     assert [(line.depth, line.name, line.at // MS, line.took // MS) for line in lines] == [
         (0, "spawn", 0, 80),
+        (1, "cgroup", 40, 5),
         (0, ENGINE, 80, 10),
         (0, "Create c", 90, 510),
         (1, "boot", 100, 400),
