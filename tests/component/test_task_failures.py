@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import threading
 import time
@@ -52,7 +53,7 @@ def assert_gone(pod: Pod) -> None:
     """Nothing of the pod is left on the host: of its containers at once, of its machine soon."""
     assert not mounts_of(pod.directory)
     deadline = time.monotonic() + 5
-    while left := list((pod.directory / "state/pods").glob("*/*")):
+    while left := glob.glob(f"{pod.directory}/state/pods/*/*"):  # pathlib's raises where a directory goes
         assert time.monotonic() < deadline, left
         time.sleep(0.01)
 
@@ -275,7 +276,7 @@ def test_delete_waits_where_the_engine_takes_the_network_away_next(pod: Pod, mon
     deleting.join(5)
     os.close(netns)
     assert not deleting.is_alive()
-    assert not list((pod.directory / "state/pods").glob("*/*"))
+    assert not glob.glob(f"{pod.directory}/state/pods/*/*")
 
 
 def test_a_guest_that_may_have_unsaved_data_is_asked_to_clear_up(pod: Pod, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import signal
 import subprocess
@@ -241,7 +242,7 @@ def test_a_reader_that_goes_away(hako: Hako) -> None:
 def test_an_interrupted_start_leaves_nothing(hako: Hako) -> None:
     """Ctrl-C while the VM boots takes everything away."""
     client = hako.popen("run", *NONE, hako.image, "true")
-    _wait_for("the pod's process", lambda: list((hako.state / "pods").glob("*/*")))
+    _wait_for("the pod's process", lambda: glob.glob(f"{hako.state}/pods/*/*"))
     client.send_signal(signal.SIGINT)
     assert client.wait(timeout=40) == 130
     hako.assert_nothing_left()
