@@ -264,7 +264,7 @@ class Containerd:
 
     def leftovers(self) -> list[str]:
         """What the deleted pods left: processes, mounts, files, cgroups; empty if all is well."""
-        found = [f"directory {path}" for path in glob.glob(f"{self.state_dir}/pods/*/*")]  # pathlib's raises where a directory goes
+        found = [f"directory {path}" for path in glob.glob(f"{self.state_dir}/pods/*/*")]
         found += [f"socket {path}" for path in (self.state_dir / "s").glob("*")]
         mounts = Path("/proc/self/mountinfo").read_text().splitlines()
         ours = (f" {self.directory}/state/io.containerd.run", f" {self.state_dir}/")
