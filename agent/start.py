@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 HELLO = b"hako-agent: ready\n"
 TEMPLATE = b"hako-agent: template\n"
+REST = b"hako-agent: rests %d\n"
+"""milliseconds until TEMPLATE, by which the host sees whether our clock is right"""
 CONSOLE = "/dev/console"
 REST_SECONDS = 2.5
 """Before a template is saved: free pages are reported to the host two seconds after the last was freed (PAGE_REPORTING_DELAY
@@ -133,6 +135,7 @@ def serve(chosen: config.Config, began: int, *, is_init: bool) -> None:
         warm.clear_free_memory()
         spans.forget()
         arriving = arrival.Arrival()
+        os.write(console, REST % (REST_SECONDS * 1000))
         time.sleep(REST_SECONDS)
         began = monotonic_ns()  # the clock of a clone goes on from here
         os.write(console, TEMPLATE)

@@ -58,6 +58,15 @@ def test_an_agent_without_templates_is_told_at_once(tmp_path: Path) -> None:
     assert time.monotonic() - start < 10
 
 
+def test_a_guest_with_a_wrong_clock_is_not_saved(tmp_path: Path) -> None:
+    """All clones of it would run at its speed, their time-outs with them."""
+    kernel = tmp_path / "kernel"
+    kernel.touch()
+    spec = VmSpec("hasty", "u", str(kernel), confine=Confinement())
+    with open(os.devnull, "rb") as state, pytest.raises(BootError, match=r"clock is wrong: its 1 s were 0\.[2-7]\d s"):
+        Qemu(HypervisorConfig(path=str(FAKE))).save(spec, state.fileno(), 60)
+
+
 def test_vmm_that_dies_is_quoted(launch: Launch) -> None:
     """Its status and its last words are in the error, long before the deadline."""
     start = time.monotonic()

@@ -5,6 +5,7 @@ die        says something on stderr and ends with status 3         hang     says
 answers QMP, but its guest never says hello             hello    boots at once split      its hello
 comes byte by byte, between other lines       garbage  says hello, and nonsense on QMP endless    fills
 the console for ever                              stubborn hello, but ignores quit and SIGTERM
+hasty    rests for a second by its own clock, which is four times too fast, and may be saved then
 """
 
 import os
@@ -49,6 +50,10 @@ if MODE == "endless":
         os.write(CONSOLE, b"x" * 5000 + b"\n" + b"y" * 5000)
 if MODE == "stubborn":
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+if MODE == "hasty":
+    os.write(CONSOLE, b"hako-agent: rests 1000\r\n")
+    time.sleep(0.25)
+    os.write(CONSOLE, b"hako-agent: template\r\n")
 if MODE in ("hello", "garbage", "stubborn"):
     os.write(CONSOLE, HELLO)
 serve(QMP, b"\x00\xff{{{\r\n" if MODE == "garbage" else b'{"return": {}, "id": %d}\r\n')

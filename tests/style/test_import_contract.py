@@ -63,7 +63,7 @@ ONLY_IN = {
     "cffi": ("agent.linux",),
     "_cffi_backend": ("agent.linux",),
     "asyncio": (),
-    "ctypes": (),
+    "ctypes": ("shim.hypervisor.clock",),
     "yaml": (),
 }
 

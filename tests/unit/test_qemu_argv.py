@@ -49,6 +49,14 @@ def test_command_line(case: str) -> None:
     golden.check(f"qemu/{case}.txt", golden.command_lines(argv.command(*CASES[case])))
 
 
+def test_an_emulated_guest_is_told_the_speed_of_its_counter() -> None:
+    """Left to itself it may find a wrong one; with KVM it has a better way."""
+    emulated = argv.kernel_command_line(MINIMAL, 2100000).split()
+    assert "tsc_early_khz=2100000" in emulated
+    assert "tsc_early_khz" not in argv.kernel_command_line(MINIMAL)
+    assert "tsc_early_khz" not in argv.kernel_command_line(MINIMAL._replace(accelerator="kvm"), 2100000)
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_nothing_is_opened_by_path(case: str) -> None:
     """QEMU runs as a user who may open nothing: all else is a descriptor."""

@@ -39,7 +39,7 @@ class Fds(NamedTuple):
 
 
 class Options(NamedTuple):
-    """What the configuration says of QEMU itself; see HypervisorConfig."""
+    """What the configuration says of QEMU itself (see HypervisorConfig), and `tsc_khz`, 0 if not known: see clock.py."""
 
     binary: str = "/usr/bin/qemu-system-x86_64"
     machine: str = "q35"
@@ -47,6 +47,7 @@ class Options(NamedTuple):
     tb_size: int = 64
     ports: int = 8
     seccomp: bool = True
+    tsc_khz: int = 0
 
 
 def command(spec: VmSpec, fds: Fds, options: Options, *, incoming: bool = False) -> list[str]:
@@ -59,7 +60,7 @@ def command(spec: VmSpec, fds: Fds, options: Options, *, incoming: bool = False)
         *machine(spec, options),
         *processors(spec, options),
         *memory(spec),
-        *kernel(spec, fds),
+        *kernel(spec, fds, options),
         *monitor(fds),
         *console(fds, bus),
         *arrival(fds),
@@ -169,9 +170,9 @@ def memory(spec: VmSpec) -> list[str]:
     ]  # fmt: skip
 
 
-def kernel(spec: VmSpec, fds: Fds) -> list[str]:
+def kernel(spec: VmSpec, fds: Fds, options: Options) -> list[str]:
     """The files by descriptor: QEMU's user may not be able to walk to them."""
-    words = ["-kernel", f"/proc/self/fd/{fds.kernel}", "-append", kernel_command_line(spec)]
+    words = ["-kernel", f"/proc/self/fd/{fds.kernel}", "-append", kernel_command_line(spec, options.tsc_khz)]
     return [*words, "-initrd", f"/proc/self/fd/{fds.initrd}"] if fds.initrd >= 0 else words
 
 
@@ -183,8 +184,11 @@ QUICK = (
 )
 
 
-def kernel_command_line(spec: VmSpec) -> str:
-    """What the guest's kernel is told. A panic ends the VM (-no-reboot), so that it is noticed at once."""
+def kernel_command_line(spec: VmSpec, tsc_khz: int = 0) -> str:
+    """What the guest's kernel is told. A panic ends the VM (-no-reboot), so that it is noticed at once.
+
+    `tsc_khz`: of the counter that an emulated guest sees; 0: it has to find out.
+    """
     if spec.serial:
         words = ["earlyprintk=ttyS0", "console=ttyS0", "console=hvc0"]
     else:
@@ -195,6 +199,8 @@ def kernel_command_line(spec: VmSpec) -> str:
         # QEMU does not see what virtiofsd writes into the guest's memory, and goes on executing the code that it translated
         # from the page before. Zeroing a page when it is allocated is a write that it sees (Debian's kernel has that on).
         words.append("init_on_alloc=1")
+        if tsc_khz:
+            words.append(f"tsc_early_khz={tsc_khz}")
         if spec.vcpus == 1:
             words.append("nolapic_timer")  # saves its calibration; the HPET ticks
     if spec.image:

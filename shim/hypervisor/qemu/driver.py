@@ -20,6 +20,7 @@ from contextlib import ExitStack
 from shim import process
 from shim.config import HypervisorConfig
 from shim.errors import BootError, HakoError, Timeout, Unavailable
+from shim.hypervisor import clock
 from shim.hypervisor.base import HELLO, TEMPLATE, Disk, Nic, Plugged, Share, VmSpec, Vsock
 from shim.hypervisor.qemu import argv, restore
 from shim.hypervisor.qemu.events import Events
@@ -49,6 +50,7 @@ class Qemu:
         vm = QemuVm(spec, self._options, hello=TEMPLATE)
         try:
             vm.wait_ready(left())
+            vm.check_clock()
             vm.save(state_fd, left())
         finally:
             vm.stop(0)
@@ -67,7 +69,7 @@ class Qemu:
 
 
 def options(config: HypervisorConfig) -> argv.Options:
-    """What the configuration says of QEMU itself."""
+    """What the configuration says of QEMU itself, and the host of its counter."""
     return argv.Options(
         binary=config.path,
         machine=config.machine_type,
@@ -75,6 +77,7 @@ def options(config: HypervisorConfig) -> argv.Options:
         tb_size=config.tcg_tb_size,
         ports=config.hotplug_ports if config.machine_type != "microvm" else 0,
         seccomp=config.seccomp_sandbox,
+        tsc_khz=clock.counter_khz(),
     )
 
 
@@ -96,6 +99,7 @@ class QemuVm:
         self._stopped = False
         self._events = Events()
         self._line = b""
+        self._rest = clock.Rest()
         with ExitStack() as undo:
             self._child = self._start(undo)
             undo.pop_all()
@@ -142,6 +146,12 @@ class QemuVm:
                 return
         raise self._boot_error(timeout, explain)
 
+    def check_clock(self) -> None:
+        """Raises BootError if the guest, that is ready to be saved, kept time wrongly before that."""
+        refusal = self._rest.refusal()
+        if refusal:
+            raise BootError("boot", refusal)
+
     def _boot_error(self, timeout: float, explain: bool) -> BootError:
         status = self._child.wait(0.0)
         if self._refused:
@@ -166,7 +176,10 @@ class QemuVm:
             return
         *lines, self._line = (self._line + chunk).split(b"\n")
         self._line = self._line[-4096:]
+        for line in lines:
+            self._rest.begins(line.decode("utf-8", "replace"))
         if any(self._hello in line for line in lines):
+            self._rest.ends()
             self._notify(ready=True)
         elif any(HELLO.encode() in line for line in lines):
             self._refused = "its agent knows no templates: the guest's image is older than hako"
