@@ -5,8 +5,8 @@ Owns: the inputs and their words. Must not know: where templates are kept (templ
 
 The inputs: the contents of kernel, image and initramfs; QEMU's binary and version; QEMU's whole command line
 but for names and descriptors, which has the guest's command line, the machine, vCPUs, memory, accelerator and CPU
-model in it, without KVM the speed of the host's counter; with KVM also the host's CPU and kernel, which decide what the guest's CPU can do; with a share that is
-saved mounted virtiofsd's program and options.
+model in it, without KVM the speed of the host's counter; with KVM also the host's CPU and kernel, which decide what the
+guest's CPU can do; with a share that is saved mounted virtiofsd's program and options.
 """
 
 from __future__ import annotations
