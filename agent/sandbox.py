@@ -24,6 +24,7 @@ from agent import (
     storage,
 )
 from agent.container.container import Container
+from agent.container.standby import Standby
 from agent.errors import FAILED_PRECONDITION, AgentError, AlreadyExists, InvalidSpec, NotFound
 from agent.guest import copyfile
 from agent.oom import OomEvents
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
 BUNDLES = "/run/kata-containers"
 MAX_ID = 128
 MAX_CONTAINERS = 1024
+STANDBY_CGROUP = "/hako-first"
 _CONTAINER_PREFIX = "container:"
 _FIRST = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789")
 _ID = _FIRST | frozenset("_.-")
@@ -78,6 +80,7 @@ class Sandbox:
         self._points: dict[str, list[str]] = {}
         """container id -> its mount points"""
         self._first: Container | None = None
+        self._standby: Standby | None = None
         self._read_by_rpc: set[tuple[str, str]] = set()
         """(container, exec) whose output callers may still ask for after its exit"""
         self.oom = OomEvents(loop)
@@ -100,8 +103,17 @@ class Sandbox:
             os.makedirs(BUNDLES, mode=0o755, exist_ok=True)
             self._namespaces = shared_namespaces.create()
 
+    def stand_by(self) -> None:
+        """`prepare`, and the first container's process, as far as it is the same for every container. Raises AgentError."""
+        self.prepare()
+        if self._config.cgroups and self._standby is None:
+            self._standby = Standby(self._namespaces, cgroups.Cgroup(STANDBY_CGROUP))
+
     def unprepare(self) -> None:
-        """Give back what `prepare` made, of which there is one at a time. Idempotent."""
+        """Give back what `prepare` and `stand_by` made, of which there is one at a time. Idempotent."""
+        standby, self._standby = self._standby, None
+        if standby is not None:
+            standby.end()
         shared_namespaces.remove()
         self._namespaces = {}
 
@@ -175,6 +187,7 @@ class Sandbox:
         spec = request.OCI
         container_devices.rewrite(spec, request.devices, self._config.hotplug_seconds)
         self._resolve_namespaces(spec)
+        pid_namespace = self._pod_pid_namespace(request)
         container = Container(
             self._loop,
             cid,
@@ -182,11 +195,19 @@ class Sandbox:
             _make_bundle(cid),
             self._cgroup(cid, spec),
             self._namespaces,
-            self._pod_pid_namespace(request),
+            pid_namespace,
             request.string_user if request.HasField("string_user") else None,
         )
-        container.create(self._claim_stdio(request, terminal=spec.Process.Terminal))
+        stdio = self._claim_stdio(request, terminal=spec.Process.Terminal)
+        container.create(stdio, self._take_standby(spec, pid_namespace))
         return container
+
+    def _take_standby(self, spec: oci_pb2.Spec, pid_namespace: str | None) -> Standby | None:
+        """For the first container that it fits."""
+        if self._standby is None or pid_namespace or not self._standby.fits(spec):
+            return None
+        standby, self._standby = self._standby, None
+        return standby
 
     def _cgroup(self, cid: str, spec: oci_pb2.Spec) -> cgroups.Cgroup:
         if not self._config.cgroups:

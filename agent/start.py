@@ -70,7 +70,7 @@ class Agent:
         try:
             exercise(wanted, share)
         finally:
-            self.sandbox.prepare()
+            self.sandbox.stand_by()
 
     def end(self) -> None:
         """Stop once the answer that is being made was sent and its receiver has had time to take it."""
@@ -131,7 +131,7 @@ def serve(chosen: config.Config, began: int, *, is_init: bool) -> None:
     gc.freeze()
     gc.enable()
     if chosen.template:
-        agent.sandbox.prepare()
+        agent.sandbox.stand_by()
         warm.clear_free_memory()
         spans.forget()
         arriving = arrival.Arrival()

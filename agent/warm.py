@@ -20,7 +20,6 @@ import time
 
 from agent import config, seccomp
 from agent.api import agent_pb2, empty_pb2, jsonmap, oci_pb2, pool_pb2
-from agent.cgroups import devices
 from agent.errors import InvalidSpec
 from agent.linux import procfs
 from agent.ttrpc import frames
@@ -44,9 +43,8 @@ END_OF_OUTPUT = bytes(4)
 SERVICE = "grpc.AgentService"
 NAME = "warm"
 
-# What engines allow, in their order: major, minor (None: any). A program in the kernel for each is ready in every clone.
-HAKO_DEVICES = ((1, 3), (1, 5), (1, 7), (5, 0), (1, 8), (1, 9), (5, 1), (5, 2), (136, None))
-CONTAINERD_DEVICES = ((1, 3), (1, 8), (1, 7), (5, 0), (1, 5), (1, 9), (5, 1), (136, None), (5, 2))
+DEVICES = ((1, 3), (1, 5), (1, 7), (5, 0), (1, 8), (1, 9), (5, 1), (5, 2), (136, None))
+"""what engines allow: major, minor (None: any); their program is in the kernel of every clone"""
 
 _ADDRESS = 0x400000
 _HEADERS = 64 + 56
@@ -72,6 +70,7 @@ def rehearse(
     chosen.share = share
     agent = make_agent(chosen)
     try:
+        agent.sandbox.stand_by()
         _pod(_Host(agent.loop, chosen.unix_path), wanted or pool_pb2.ExerciseRequest())
     finally:
         agent.sandbox.destroy()
@@ -188,9 +187,6 @@ def _pod(host: _Host, wanted: pool_pb2.ExerciseRequest) -> None:
             seccomp.compile(profile)
         except InvalidSpec:
             pass  # told to the pod that wants it
-    others = oci_pb2.LinuxResources()
-    jsonmap.fill(others, {"devices": device_rules(CONTAINERD_DEVICES, nodes=False)})
-    os.close(devices.load(others.Devices))
 
 
 def program() -> bytes:
@@ -252,7 +248,7 @@ def spec_of(rootfs: str) -> dict[str, Any]:
                 "cpu": {"shares": 1024, "quota": 100000, "period": 100000},
                 "memory": {"limit": 64 << 20},
                 "pids": {"limit": 100},
-                "devices": device_rules(HAKO_DEVICES, nodes=True),
+                "devices": device_rules(DEVICES),
             },
             "maskedPaths": ["/proc/kcore", "/proc/keys", "/proc/acpi", "/sys/firmware"],
             "readonlyPaths": ["/proc/bus", "/proc/sys", "/proc/irq"],
@@ -266,11 +262,9 @@ def spec_of(rootfs: str) -> dict[str, Any]:
     }
 
 
-def device_rules(allowed: tuple[tuple[int, int | None], ...], *, nodes: bool) -> list[dict[str, Any]]:
-    """Nothing but those; with `nodes`, device nodes may be made."""
+def device_rules(allowed: tuple[tuple[int, int | None], ...]) -> list[dict[str, Any]]:
+    """Nothing but those."""
     rules: list[dict[str, Any]] = [{"allow": False, "access": "rwm"}]
-    if nodes:
-        rules += [{"allow": True, "type": kind, "access": "m"} for kind in ("c", "b")]
     for major, minor in allowed:
         rule: dict[str, Any] = {"allow": True, "type": "c", "major": major, "access": "rwm"}
         rules.append(rule if minor is None else rule | {"minor": minor})

@@ -70,13 +70,14 @@ def _systemd_path(cgroups_path: str) -> str:
 class Cgroup:
     """One container's cgroup. Precondition of all but create(): it was created and not removed."""
 
-    __slots__ = ("_oom_kills", "_oom_watch", "_program", "directory", "path", "root")
+    __slots__ = ("_code", "_oom_kills", "_oom_watch", "_program", "directory", "path", "root")
 
     def __init__(self, path_in_guest: str, root: str = ROOT) -> None:
         self.path = path_in_guest
         self.root = root
         self.directory = root + path_in_guest
         self._program = -1
+        self._code = b""
         self._oom_watch: tuple[Loop, int] | None = None
         self._oom_kills = 0
 
@@ -100,6 +101,15 @@ class Cgroup:
             cgroupfs.remove_tree(self.directory, 0)
             self._prune()
             raise
+
+    def take_over(self, limits: oci_pb2.LinuxResources | None) -> None:
+        """What was created for nobody yet gets these limits, as if it had been created with them.
+
+        Raises StepError, InvalidSpec; it is the caller's to remove then.
+        """
+        if limits is not None:
+            self._apply_settings(limits)
+        self._install_devices(limits.Devices if limits is not None else [])
 
     def _make_directories(self) -> None:
         here = self.root
@@ -137,8 +147,11 @@ class Cgroup:
         return cgroupfs.read_if_there(self.directory, name)
 
     def _install_devices(self, rules: Iterable[oci_pb2.LinuxDeviceCgroup]) -> None:
+        code = devices.program(rules)
+        if code == self._code:
+            return
         try:
-            loaded = devices.load(rules)
+            loaded = devices.load(code)
             try:
                 self._attach(loaded)
             except OSError:
@@ -147,7 +160,7 @@ class Cgroup:
         except OSError as error:
             raise step_error("restrict devices", error) from error
         self._close_program()
-        self._program = loaded
+        self._program, self._code = loaded, code
 
     def _attach(self, program: int) -> None:
         fd = os.open(self.directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -322,7 +335,7 @@ class Cgroup:
     def _close_program(self) -> None:
         if self._program >= 0:
             os.close(self._program)
-            self._program = -1
+            self._program, self._code = -1, b""
 
 
 class NullCgroup(Cgroup):
@@ -339,6 +352,9 @@ class NullCgroup(Cgroup):
 
     def create(self, limits: oci_pb2.LinuxResources | None) -> None:
         """Nothing to make."""
+
+    def take_over(self, limits: oci_pb2.LinuxResources | None) -> None:
+        """Nothing to limit."""
 
     def apply(self, limits: oci_pb2.LinuxResources) -> None:
         """Nothing to limit."""

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import os
 
+from agent.api import oci_pb2
 from agent.errors import InvalidSpec
 from agent.linux import bpf
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Iterable
-
-    from agent.api import oci_pb2
 
 _KINDS = {"": bpf.ANY, "a": bpf.ANY, "b": bpf.BLOCK, "c": bpf.CHARACTER, "u": bpf.CHARACTER}
 _ACCESSES = {"r": bpf.READ, "w": bpf.WRITE, "m": bpf.MKNOD}
@@ -35,21 +34,33 @@ DEFAULT: tuple[bpf.Rule, ...] = (
     (True, bpf.CHARACTER, 136, bpf.ANY_NUMBER, bpf.EVERY_ACCESS),  # pts
 )
 
+_DENY_ALL: bpf.Rule = (False, bpf.ANY, bpf.ANY_NUMBER, bpf.ANY_NUMBER, bpf.EVERY_ACCESS)
 LOADED_KEPT = 8
 _loaded: dict[bytes, int] = {}
 
 
+def usual() -> list[oci_pb2.LinuxDeviceCgroup]:
+    """What engines and `hako run` allow beside the default: the console."""
+    return [oci_pb2.LinuxDeviceCgroup(Allow=True, Type="c", Major=5, Minor=1, Access="rwm")]
+
+
 def program(devices: Iterable[oci_pb2.LinuxDeviceCgroup]) -> bytes:
-    """The device program for OCI's list: everything is denied that no rule allows. Raises InvalidSpec."""
-    return bpf.device_program([*rules(devices), *DEFAULT], default=False)
+    """The device program for OCI's list: everything is denied that no rule allows. Raises InvalidSpec.
+
+    Lists that say the same in another order have the same one, if they do nothing but allow.
+    """
+    wanted = [*rules(devices), *DEFAULT]
+    since = max((index + 1 for index, rule in enumerate(wanted) if rule == _DENY_ALL), default=0)
+    if all(rule[0] for rule in wanted[since:]):
+        wanted = sorted(set(wanted[since:]))
+    return bpf.device_program(wanted, default=False)
 
 
-def load(devices: Iterable[oci_pb2.LinuxDeviceCgroup]) -> int:
-    """A descriptor of that program in the kernel, the caller's to close. Raises OSError, InvalidSpec.
+def load(code: bytes) -> int:
+    """A descriptor of that program in the kernel, the caller's to close. Raises OSError.
 
     Most containers have the same few; the kernel's verifier takes longer than everything else about a cgroup.
     """
-    code = program(devices)
     if code not in _loaded:
         fd = bpf.load_device_program(code)
         if len(_loaded) >= LOADED_KEPT:

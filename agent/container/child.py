@@ -3,7 +3,7 @@
 Owns: the order of the steps until the root is the container's; program.py has the rest. What each step does
 is in its module (namespaces, mounts, rootfs, devices). The plan is complete before the fork, and every module
 is loaded: nothing can be imported any more once the root is the container's. Called by spawn.py through
-init() and exec_().
+init() and exec_(), and by standby.py.
 
 A step that fails is told to the agent (handshake FAILED: step, errno, path), and the child is gone.
 
@@ -29,11 +29,14 @@ from agent.rootfs import Root
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import signal as _signal
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
     from typing import NoReturn
 
-    from agent.container.handshake import Channel
+    from agent.cgroups import Cgroup
+    from agent.container.handshake import Channel, Message
     from agent.container.plan import ExecPlan, InitPlan, ProcessPlan
+
+    PlanOf = Callable[[Message, Mapping[str, str], Cgroup], InitPlan]
 else:
     import _signal  # signal.py is an enum on top of it
 
@@ -70,6 +73,14 @@ def init(plan: InitPlan, channel: Channel) -> NoReturn:
     _run(lambda child: _init(plan, child), channel)
 
 
+def stand_by(shared: Mapping[str, str], cgroup: Cgroup, channel: Channel, plan_of: PlanOf) -> NoReturn:
+    """Become a container's first process when the agent says which; `plan_of` makes the plan of its message.
+
+    `shared`: kind -> path of the sandbox's namespaces; `cgroup` is the container's.
+    """
+    _run(lambda child: _stand_by(shared, cgroup, child, plan_of), channel)
+
+
 def exec_(plan: ExecPlan, channel: Channel) -> NoReturn:
     """Become a further process of a container."""
     _run(lambda child: _exec(plan, child), channel)
@@ -100,9 +111,35 @@ def _run(steps: Callable[[Child], None], channel: Channel) -> NoReturn:
 
 
 def _init(plan: InitPlan, child: Child) -> None:
-    _detach(child, plan.process, [fd for _, fd in plan.namespaces.joined.items()] + _userns_fds(plan))
+    _detach(child, [*plan.process.stdio, *plan.namespaces.joined.values(), *_userns_fds(plan)])
     child.step = "join cgroup"
     plan.cgroup.add(os.getpid())
+    _make(plan, child)
+
+
+def _stand_by(shared: Mapping[str, str], cgroup: Cgroup, child: Child, plan_of: PlanOf) -> None:
+    """All that is the same for every container, then the rest for the one that is asked for.
+
+    A mount namespace is made then, with what is mounted by then.
+    """
+    _detach(child, [])
+    child.step = "join cgroup"
+    cgroup.add(os.getpid())
+    child.step = "namespaces"
+    for kind, path in shared.items():
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        syscalls.setns(fd, namespaces.FLAGS[kind])
+        os.close(fd)
+    child.channel.send(handshake.STANDING_BY)
+    message = child.channel.receive()
+    if message is None or message.kind != handshake.BECOME:
+        os._exit(FAILED_STATUS)
+    child.step = "plan"
+    _make(plan_of(message, shared, cgroup), child)
+
+
+def _make(plan: InitPlan, child: Child) -> None:
+    """The container, around this process."""
     child.step = "namespaces"
     root = _enter_user_namespace(plan, child) if _has_user(plan) else _enter_namespaces(plan, child)
     _set_names(plan, child)
@@ -120,15 +157,15 @@ def _init(plan: InitPlan, child: Child) -> None:
     program.become(plan.process, child, root, terminal, plan.keyring, plan.hooks_start_container)
 
 
-def _detach(child: Child, process: ProcessPlan, keep: list[int]) -> None:
-    """Let go of what a fork inherits from the agent."""
+def _detach(child: Child, keep: list[int]) -> None:
+    """Let go of what a fork inherits from the agent, but for the descriptors `keep`."""
     child.step = "detach from the agent"
     syscalls.prctl(syscalls.PR_SET_DUMPABLE, 0)
     _signal.pthread_sigmask(_signal.SIG_SETMASK, [])
     _signal.set_wakeup_fd(-1)  # the number will be another file's
     for signum in RESET_SIGNALS:
         _signal.signal(signum, _signal.SIG_DFL)
-    close_all_but([child.channel.fileno(), *process.stdio, *keep])
+    close_all_but([child.channel.fileno(), *keep])
     child.null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
     os.umask(0)
 
@@ -277,7 +314,7 @@ def _open_terminal(process: ProcessPlan, child: Child, root: Root, *, fallback: 
     master, slave = pty.open_pair(root, fallback=fallback)
     if all(process.console_size):
         pty.set_size(master, *process.console_size)
-    child.channel.send(handshake.TERMINAL, fd=master)
+    child.channel.send(handshake.TERMINAL, fds=(master,))
     os.close(master)
     return slave
 
@@ -329,7 +366,7 @@ def _exec(plan: ExecPlan, child: Child) -> None:
     attributes.set_cpus(process.attributes.cpus_first)
     child.step = "join cgroup"
     plan.cgroup.add(os.getpid(), plan.beside)
-    _detach(child, process, [fd for _, fd in plan.joins])
+    _detach(child, [*process.stdio, *(fd for _, fd in plan.joins)])
     child.step = "join namespaces"
     for kind, fd in plan.joins:
         syscalls.setns(fd, namespaces.FLAGS[kind])

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
     from agent.api import agent_pb2, oci_pb2
     from agent.cgroups import Cgroup
+    from agent.container.standby import Standby
     from agent.linux.loop import Loop
 
 REMOVE_SECONDS = 10.0
@@ -90,6 +91,7 @@ class Container:
         self._shared_namespaces = shared_namespaces
         self._pid_namespace_path = extra_pidns
         self._string_user = string_user
+        self._standby: Standby | None = None
         self._status_before_pause = state.CREATED
         self._namespaces: dict[str, int] = {}
         self._lingering: list[Stdio] = []
@@ -119,9 +121,11 @@ class Container:
 
     # --- create and start -----------------------------------------------------------------------------------
 
-    def create(self, io: StdioPlan) -> None:
+    def create(self, io: StdioPlan, standby: Standby | None = None) -> None:
         """Make everything and stop before the program. Nothing is left if it fails; `io`'s sockets are
         closed.
+
+        `standby`, ours from now on, becomes its first process, in the cgroup that it is in.
         """
         if self._plan is not None:
             raise WrongState(self.id, state.NAMES[self.status], "create")
@@ -129,10 +133,12 @@ class Container:
         stdio = Stdio(self._loop, io)
         rollback.push(stdio.close)
         try:
+            if standby is not None:
+                self._standby, self.cgroup = standby, standby.cgroup
+                rollback.push(self._end_standby)
             self._plan = plan = self._make_plan(io)
             self._prepare_namespaces(plan, rollback)
-            self.cgroup.create(self.spec.Linux.Resources if self.spec.Linux.HasField("Resources") else None)
-            rollback.push(self.cgroup.remove)
+            self._prepare_cgroup(rollback)
             self._prepare_user_namespace(plan, stdio)
             spawned = self._spawn(plan, stdio)
             rollback.push(spawned.kill)
@@ -188,6 +194,19 @@ class Container:
         except OSError as error:
             raise step_error("open namespace", error) from error
 
+    def _prepare_cgroup(self, rollback: Rollback) -> None:
+        limits = self.spec.Linux.Resources if self.spec.Linux.HasField("Resources") else None
+        if self._standby is not None:
+            self.cgroup.take_over(limits)
+        else:
+            self.cgroup.create(limits)
+        rollback.push(self.cgroup.remove)
+
+    def _end_standby(self) -> None:
+        standby, self._standby = self._standby, None
+        if standby is not None:
+            standby.end()
+
     def _prepare_user_namespace(self, plan: planning.InitPlan, stdio: Stdio) -> None:
         """Its root user owns the streams, and may make cgroups below the container's."""
         if not plan.namespaces.has("user"):
@@ -199,7 +218,10 @@ class Container:
             self.cgroup.delegate(uid, gid)
 
     def _spawn(self, plan: planning.InitPlan, stdio: Stdio) -> spawn.Spawned:
-        return spawn.spawn_init(plan, stdio, self._run_create_hooks, _seconds(plan.hooks_create_container))
+        standby, self._standby = self._standby, None
+        begun = standby.become(self.id, self.spec, self._string_user, plan, stdio) if standby is not None else None
+        hook_seconds = _seconds(plan.hooks_create_container)
+        return spawn.spawn_init(plan, stdio, self._run_create_hooks, hook_seconds, begun)
 
     def _hold_namespaces(self, plan: planning.InitPlan, pid: int, rollback: Rollback) -> None:
         """Keep every namespace that an exec joins; ID-mapped mounts have theirs from now on."""

@@ -6,6 +6,7 @@
     TERMINAL  with the master's descriptor
     PREPARED  mounts are made                   PROCEED   cgroup limits set, hooks run; state JSON for hooks
     READY     program found, root is its own    START     limits set; state JSON for hooks
+    STANDING_BY  nothing asked yet (standby.py)  BECOME    which container, with its streams' descriptors
     FAILED    step, errno, path, detail
     end of file after START: the program runs (the socket closes at execve)
 
@@ -22,25 +23,31 @@ import time
 
 from agent.errors import DeadlineExceeded, StepError
 
-MAP_IDS, PID, TERMINAL, PREPARED, READY, FAILED = range(1, 7)
-MAPPED, ADOPTED, PROCEED, START = range(11, 15)
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+MAP_IDS, PID, TERMINAL, PREPARED, READY, FAILED, STANDING_BY = range(1, 8)
+MAPPED, ADOPTED, PROCEED, START, BECOME = range(11, 16)
 NAMES = {
     MAP_IDS: "MAP_IDS", PID: "PID", TERMINAL: "TERMINAL", PREPARED: "PREPARED", READY: "READY",
-    FAILED: "FAILED", MAPPED: "MAPPED", ADOPTED: "ADOPTED", PROCEED: "PROCEED", START: "START",
+    FAILED: "FAILED", STANDING_BY: "STANDING_BY", MAPPED: "MAPPED", ADOPTED: "ADOPTED", PROCEED: "PROCEED",
+    START: "START", BECOME: "BECOME",
 }  # fmt: skip
 MAX_MESSAGE = 64 * 1024
 MAX_TEXT = 2048
+MAX_FDS = 3
 
 
 class Message:
-    """One message; `fd` is -1 or a descriptor that came with it."""
+    """One message; `fds` are the descriptors that came with it."""
 
-    __slots__ = ("fd", "kind", "payload")
+    __slots__ = ("fds", "kind", "payload")
 
-    def __init__(self, kind: int, payload: bytes = b"", fd: int = -1) -> None:
+    def __init__(self, kind: int, payload: bytes = b"", fds: Sequence[int] = ()) -> None:
         self.kind = kind
         self.payload = payload
-        self.fd = fd
+        self.fds = fds
 
 
 class Channel:
@@ -55,22 +62,22 @@ class Channel:
         """The socket's descriptor."""
         return self._socket.fileno()
 
-    def send(self, kind: int, payload: bytes = b"", fd: int = -1) -> None:
-        """Send one message, with a descriptor unless `fd` is -1. BrokenPipeError: nobody is there."""
+    def send(self, kind: int, payload: bytes = b"", fds: Sequence[int] = ()) -> None:
+        """Send one message, with copies of at most MAX_FDS descriptors. BrokenPipeError: nobody is there."""
         data = bytes((kind,)) + payload
         if len(data) > MAX_MESSAGE:
             raise OSError(errno.EMSGSIZE, f"{NAMES[kind]} of {len(data)} bytes")
-        rights = [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, struct.pack("i", fd))] if fd >= 0 else []
+        rights = [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, struct.pack(f"{len(fds)}i", *fds))] if fds else []
         self._socket.sendmsg([data], rights, _socket.MSG_NOSIGNAL)
 
     def receive(self) -> Message | None:
         """Wait for one message; None at the end of the conversation."""
-        room = _socket.CMSG_SPACE(4)
+        room = _socket.CMSG_SPACE(4 * MAX_FDS)
         data, ancillary, _, _ = self._socket.recvmsg(MAX_MESSAGE, room, _socket.MSG_CMSG_CLOEXEC)
         if not data:
             return None
-        fd = struct.unpack("i", ancillary[0][2][:4])[0] if ancillary else -1
-        return Message(data[0], data[1:], fd)
+        packed = ancillary[0][2] if ancillary else b""
+        return Message(data[0], data[1:], struct.unpack(f"{len(packed) // 4}i", packed))
 
     def receive_within(self, seconds: float, what: str) -> Message | None:
         """As receive(); DeadlineExceeded when nothing comes in time."""

@@ -59,7 +59,7 @@ class Spawned:
                 raise handshake.unpack_failure(message.payload)
             if message.kind != handshake.TERMINAL:
                 return message
-            self.master = message.fd
+            self.master = message.fds[0]
 
     def expect(self, kind: int, extra_seconds: float = 0.0) -> None:
         """Wait for a message of this kind."""
@@ -127,9 +127,9 @@ def _unexpected(kind: int) -> StepError:
 
 
 def spawn_init(
-    plan: InitPlan, stdio: Stdio, run_hooks: Callable[[int], bytes], hook_seconds: float
+    plan: InitPlan, stdio: Stdio, run_hooks: Callable[[int], bytes], hook_seconds: float, begun: Spawned | None = None
 ) -> Spawned:
-    """Fork a container's first process and bring it to READY.
+    """Fork a container's first process, unless it is there already (`begun`), and bring it to READY.
 
     `run_hooks(pid)` runs the agent's create hooks and returns the state for the container's; `hook_seconds`
     is what the container's own may take. Raises what next_message() raises; then no child is left.
@@ -139,7 +139,7 @@ def spawn_init(
     if through_parent:
         # Where the agent is not PID 1 (tests), the grandchild would go to somebody else.
         syscalls.prctl(syscalls.PR_SET_CHILD_SUBREAPER, 1)
-    spawned = _fork(
+    spawned = begun or _fork(
         namespaces.OWN_PID_NAMESPACE if through_parent else _pid_namespace(spaces),
         lambda channel: child.init(plan, channel),
         plan.process,

@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 
 from tests.bench import settings
 from tests.bench.lab import Lab
-from tests.bench.pod import Pod
+from tests.bench.pod import PAUSE, Pod
 from tests.bench.stacks import Stack
 from tests.framework.containerd import short_directory
 
@@ -37,6 +37,7 @@ RUN = '"execute": "cont"'
 HELLO = re.compile(r"in_len 1[78],")
 KERNEL = 1 << 63
 SYMBOLS = "cat /proc/1/maps; echo =; cat /proc/kallsyms"
+LOOKING = "looking"
 DEADLINE = 60.0
 
 
@@ -125,24 +126,21 @@ def _segments(path: str) -> list[tuple[int, int, int]]:
 
 
 class TracedPod(Pod):
-    """A pod whose containers see the guest's own /proc."""
+    """A pod whose guest is looked into by a second container, which sees the guest's own /proc."""
 
-    def bundle(self, container_id: str, args: list[str], kind: str = "container", **changes: Any) -> Path:
-        """As Pod.bundle."""
-        spec: dict[str, Any] = self._lab.spec(args, {}, "")
+    def symbols(self) -> Names:
+        """What is where in its guest."""
+        spec: dict[str, Any] = self._lab.spec(PAUSE, {}, "")
         linux, process = spec["linux"], spec["process"]
         linux["namespaces"] = [namespace for namespace in linux["namespaces"] if namespace["type"] != "pid"]
         linux["maskedPaths"] = []
         wanted = ["CAP_SYS_ADMIN", "CAP_SYS_PTRACE", "CAP_SYSLOG"]
         process["capabilities"] = dict.fromkeys(("bounding", "effective", "permitted"), wanted)
-        return super().bundle(container_id, args, kind, linux=linux, process=process, **changes)
-
-    def symbols(self) -> Names:
-        """What is where in its guest."""
+        self.add(LOOKING, PAUSE, linux=linux, process=process)
         fifo, said = self.fifo("symbols"), []
         reader = threading.Thread(target=lambda: said.append(fifo.read_text(errors="replace")), daemon=True)
         reader.start()
-        self.exec(self.name, "symbols", ["sh", "-c", SYMBOLS], stdout=str(fifo))
+        self.exec(LOOKING, "symbols", ["sh", "-c", SYMBOLS], stdout=str(fifo))
         reader.join(DEADLINE)
         maps, _, kallsyms = said[0].partition("\n=\n")
         return Names(maps, kallsyms)
@@ -168,7 +166,7 @@ def measure(lab: Lab, stack: Stack) -> tuple[Traced, Names, list[tuple[str, floa
     """One start; its phases' ends in seconds since the VM ran."""
     traced, logs = tracing(stack, lab.directory)
     lab.stacks.append(traced)
-    pod = TracedPod(lab, settings.TEMPLATE, traced)
+    pod = TracedPod(lab, settings.TEMPLATE, traced, several=True)
     with pod:
         pod.start()
         begin = time.time()

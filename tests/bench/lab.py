@@ -36,6 +36,13 @@ CGROUPS, COMMON_CGROUP = Path("/sys/fs/cgroup"), "bench"
 ENDED = 5.0  # seconds for the last pods' cgroups to go: delete does not wait for the machine's end
 BUILD = 600.0  # seconds for the floor's image, for a template
 
+# What `ctr run` adds to `ctr oci spec` (containerd's WithDefaultUnixDevices): c MAJOR:MINOR, -1 for any.
+_ALLOWED = ((1, 3), (1, 8), (1, 7), (5, 0), (1, 5), (1, 9), (5, 1), (136, -1), (5, 2))
+DEVICES = [
+    {"allow": False, "access": "rwm"},
+    *({"allow": True, "type": "c", "major": major, "minor": minor, "access": "rwm"} for major, minor in _ALLOWED),
+]
+
 
 class Lab:
     """See the module. `wanted`: only stacks whose names have this in them."""
@@ -132,7 +139,7 @@ class Lab:
 
     @cached_property
     def default_spec(self) -> str:
-        """The spec that ctr would write, as JSON."""
+        """The spec that ctr begins with, as JSON."""
         return subprocess.run([binary("ctr"), "oci", "spec"], check=True, capture_output=True, text=True, timeout=20).stdout
 
     @cached_property
@@ -149,6 +156,7 @@ class Lab:
         assert isinstance(process, dict) and isinstance(linux, dict)
         process |= {"args": args, "env": ["PATH=/bin:/usr/bin"], "terminal": False}
         linux["cgroupsPath"] = cgroup
+        linux["resources"] = {"devices": DEVICES}
         return {**spec, "root": {"path": str(self.rootfs)}, "annotations": annotations}
 
     def without(self, what: str, how: str) -> None:

@@ -7,7 +7,9 @@ from collections.abc import Iterator
 
 import pytest
 
+from agent.container.container import Container
 from agent.linux.loop import Loop
+from tests.framework import box
 
 
 @pytest.fixture
@@ -21,3 +23,11 @@ def loop() -> Iterator[Loop]:
     loop.stop()
     thread.join(5)
     assert not failures
+
+
+@pytest.fixture(params=[Container, box.StandsBy], ids=["forked", "stood-by"])
+def either_way(request: pytest.FixtureRequest) -> Iterator[None]:
+    """The containers' first processes are forked for them; once more: they have stood by."""
+    box.Guest.kind = request.param
+    yield
+    box.Guest.kind = Container

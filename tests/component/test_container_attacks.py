@@ -20,7 +20,7 @@ from tests.component.test_container_process import status_of
 from tests.framework.box import Guest, Streams, bind, default_mounts
 from tests.framework.inguest import in_guest, need_busybox, need_root
 
-pytestmark = [need_root, need_busybox]
+pytestmark = [need_root, need_busybox, pytest.mark.usefixtures("either_way")]
 
 RENAME_EXCHANGE = 2
 

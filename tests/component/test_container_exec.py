@@ -19,7 +19,7 @@ from tests.component.test_container_process import status_of
 from tests.framework.box import Finished, Guest, Streams
 from tests.framework.inguest import in_guest, need_busybox, need_root
 
-pytestmark = [need_root, need_busybox]
+pytestmark = [need_root, need_busybox, pytest.mark.usefixtures("either_way")]
 
 
 def run(args: list[str] | str, spec: dict[str, Any] | None = None, **process: Any) -> Finished:

@@ -21,7 +21,7 @@ from agent.process.stdio import StdioPlan
 from tests.framework.box import Finished, Guest, Streams
 from tests.framework.inguest import in_guest, need_busybox, need_root
 
-pytestmark = [need_root, need_busybox]
+pytestmark = [need_root, need_busybox, pytest.mark.usefixtures("either_way")]
 
 
 def created(guest: Guest, args: list[str] | str, **changes: Any) -> Container:

@@ -11,7 +11,7 @@ from agent.errors import StepError
 from tests.framework.box import Finished, Guest
 from tests.framework.inguest import in_guest, need_busybox, need_root
 
-pytestmark = [need_root, need_busybox]
+pytestmark = [need_root, need_busybox, pytest.mark.usefixtures("either_way")]
 
 LIBC_SIGNALS = 0b11 << (32 - 1)
 """32 and 33 belong to the C library, which lets nobody set them: in these masks they are what pytest inherited."""

@@ -6,12 +6,14 @@ import os
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from agent.process.stdio import StdioPlan
 from tests.component.test_container_process import status_of
 from tests.framework.box import NEW_NAMESPACES, Finished, Guest, Streams, bind, default_mounts
 from tests.framework.inguest import in_guest, need_busybox, need_root
 
-pytestmark = [need_root, need_busybox]
+pytestmark = [need_root, need_busybox, pytest.mark.usefixtures("either_way")]
 
 MAPPING = [{"containerID": 0, "hostID": 100000, "size": 65536}]
 ALL = [

@@ -14,7 +14,7 @@ from agent.linux import syscalls
 from tests.framework.box import Finished, Guest, bind, default_mounts
 from tests.framework.inguest import in_guest, need_busybox, need_root
 
-pytestmark = [need_root, need_busybox]
+pytestmark = [need_root, need_busybox, pytest.mark.usefixtures("either_way")]
 
 
 def mountinfo(text: str) -> dict[str, list[str]]:

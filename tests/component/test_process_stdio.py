@@ -10,6 +10,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import pytest
+
 from agent.api import oci_pb2
 from agent.errors import Unsupported
 from agent.process.process import Process, reap_orphans
@@ -17,7 +19,7 @@ from agent.process.stdio import Stdio, StdioPlan
 from tests.framework.box import Finished, Guest, Streams, unframe
 from tests.framework.inguest import in_guest, need_busybox, need_root
 
-pytestmark = [need_root, need_busybox]
+pytestmark = [need_root, need_busybox, pytest.mark.usefixtures("either_way")]
 MEGA = 1 << 20
 
 

@@ -17,6 +17,7 @@ from typing import Any
 from agent.api import jsonmap, oci_pb2
 from agent.cgroups import Cgroup, NullCgroup
 from agent.container.container import Container, prepare
+from agent.container.standby import Standby
 from agent.linux.loop import Loop
 from agent.process.process import Process
 from agent.process.stdio import StdioPlan
@@ -37,6 +38,24 @@ MASKED = ["/proc/acpi", "/proc/kcore", "/proc/keys", "/proc/timer_list", "/proc/
 NEW_NAMESPACES = ["pid", "mount", "ipc", "uts", "network", "cgroup"]
 
 
+class StandsBy(Container):
+    """A container whose first process has stood by for it, if it fits."""
+
+    def create(self, io: StdioPlan, standby: Standby | None = None) -> None:
+        """See Container."""
+        standby = standby or Standby(self._shared_namespaces, self.cgroup)
+        if not self._pid_namespace_path and standby.fits(self.spec):
+            stood_by.append(self.id)
+        else:
+            standby.end()
+            standby = None
+        super().create(io, standby)
+
+
+stood_by: list[str] = []
+"""the ids of those that had such a process, in this process"""
+
+
 class Finished:
     """How a container or exec ended."""
 
@@ -51,6 +70,8 @@ class Finished:
 
 class Guest:
     """The agent of the stand-in: a loop, a directory for rootfs and bundles, and containers."""
+
+    kind: type[Container] = Container
 
     def __init__(self, directory: Path, cgroup_root: str = "") -> None:
         self.directory = directory
@@ -84,7 +105,7 @@ class Guest:
         bundle.mkdir(parents=True)
         shared = options.pop("shared_namespaces", {})
         extra = options.pop("extra_pidns", None)
-        return Container(self.loop, cid, spec, str(bundle), self.cgroup(cid), shared, extra, **options)
+        return self.kind(self.loop, cid, spec, str(bundle), self.cgroup(cid), shared, extra, **options)
 
     def cgroup(self, cid: str) -> Cgroup:
         """A real cgroup where the test has a v2 tree of its own."""

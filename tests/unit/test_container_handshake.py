@@ -25,13 +25,13 @@ def test_a_descriptor_travels_and_is_closed_on_exec() -> None:
     """The terminal's master goes from the child to the agent."""
     ours, theirs = handshake.pair()
     reader, writer = os.pipe()
-    theirs.send(handshake.TERMINAL, fd=writer)
+    theirs.send(handshake.TERMINAL, fds=(writer,))
     message = ours.receive()
     assert message is not None
-    os.write(message.fd, b"through")
+    os.write(message.fds[0], b"through")
     assert os.read(reader, 100) == b"through"
-    assert not os.get_inheritable(message.fd)
-    for fd in (reader, writer, message.fd):
+    assert not os.get_inheritable(message.fds[0])
+    for fd in (reader, writer, message.fds[0]):
         os.close(fd)
 
 
