@@ -20,7 +20,7 @@ import gc
 import os
 
 from agent import devices, hooks, mounts, namespaces, rootfs
-from agent.container import attributes, handshake, program
+from agent.container import attributes, handshake, premounts, program
 from agent.errors import AgentError, StepError, errno_text, step_error
 from agent.linux import syscalls
 from agent.process import pty
@@ -41,6 +41,7 @@ else:
     import _signal  # signal.py is an enum on top of it
 
 FAILED_STATUS = 1
+SCRATCH = "/run"
 # Signals that Python, or who started the agent, ignores, which is inherited through execve; and SIGCHLD,
 # whose handler belongs to the agent.
 RESET_SIGNALS = (
@@ -130,12 +131,16 @@ def _stand_by(shared: Mapping[str, str], cgroup: Cgroup, child: Child, plan_of: 
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         syscalls.setns(fd, namespaces.FLAGS[kind])
         os.close(fd)
+    child.step = "mounts"
+    premounted = premounts.Premounts(SCRATCH)
     child.channel.send(handshake.STANDING_BY)
     message = child.channel.receive()
     if message is None or message.kind != handshake.BECOME:
         os._exit(FAILED_STATUS)
     child.step = "plan"
-    _make(plan_of(message, shared, cgroup), child)
+    plan = plan_of(message, shared, cgroup)
+    premounted.serve(plan)
+    _make(plan, child)
 
 
 def _make(plan: InitPlan, child: Child) -> None:
@@ -294,13 +299,12 @@ def _populate(plan: InitPlan, child: Child, root: Root) -> None:
         except OSError as error:
             raise _mount_error(operation, error) from error
     child.step = "devices"
-    if not plan.devices:
-        return
     if _has_user(plan):
         devices.attach(root, plan.devices)
     else:
         devices.create(root, plan.devices)
-    devices.link(root)
+    if plan.devices and not plan.links_made:
+        devices.link(root)
 
 
 def _open_terminal(process: ProcessPlan, child: Child, root: Root, *, fallback: bool) -> int:

@@ -62,7 +62,7 @@ class InitPlan:
 
     __slots__ = (
         "bundle", "cgroup", "devices", "domainname", "hooks_create_container", "hooks_start_container",
-        "hostname", "keyring", "masked_paths", "mounts", "namespaces", "process", "propagation", "readonly",
+        "hostname", "keyring", "links_made", "masked_paths", "mounts", "namespaces", "process", "propagation", "readonly",
         "readonly_paths", "rootfs", "sysctls", "wait_for_hooks",
     )  # fmt: skip
 
@@ -74,6 +74,8 @@ class InitPlan:
     hooks_start_container: list[Hook]
     hostname: str
     keyring: str
+    links_made: bool
+    """the symlinks of /dev are there already"""
     masked_paths: list[str]
     mounts: list[mounts.MountOp]
     namespaces: namespaces.Plan
@@ -131,6 +133,7 @@ def plan_init(
     result.sysctls = plan_sysctls(linux.Sysctl)
     result.hostname, result.domainname = _names(spec, result.namespaces)
     result.keyring = "_ses." + cid
+    result.links_made = False
     result.hooks_create_container = hooks.plan(spec.Hooks.CreateContainer)
     result.hooks_start_container = hooks.plan(spec.Hooks.StartContainer)
     result.wait_for_hooks = bool(

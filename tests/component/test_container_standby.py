@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import os
+import re
 import time
 from typing import Any
 
 import pytest
 
-from agent.container import handshake
+from agent.cgroups import NullCgroup
+from agent.container import child, handshake, premounts
+from agent.container.plan import plan_init
 from agent.container.standby import Standby
 from agent.errors import StepError
 from agent.linux import syscalls
-from tests.framework.box import Guest, Streams
+from shim.runspec import defaults
+from tests.framework.box import Guest, Streams, bind, default_mounts
 from tests.framework.inguest import in_guest, need_busybox, need_root
 
 pytestmark = [need_root, need_busybox]
@@ -46,6 +50,63 @@ def test_it_is_the_containers_first_process() -> None:
         assert outputs[0] == outputs[1]
         assert "status=3" in outputs[0]
         assert children() == set()
+
+    in_guest(body)
+
+
+LOOK = "cut -d' ' -f4- /proc/self/mountinfo; stat -c '%n %F %a %t:%T %u:%g %N' /dev/* /dev/.; ls /proc/self/ns"
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"linux": {"maskedPaths": [], "readonlyPaths": []}},
+        {"linux": {"maskedPaths": [*premounts.MASKED, "/etc/hostname"], "readonlyPaths": [*premounts.READONLY, "/etc"]}},
+        {"linux": {"devices": [{"path": "/dev/null", "type": "c", "major": 1, "minor": 3, "fileMode": 0o600, "uid": 7}]}},
+        {"linux": {"devices": [{"path": "/dev/fuse", "type": "c", "major": 10, "minor": 229}]}},
+        {"linux": {"namespaces": [{"type": kind} for kind in ("pid", "mount", "ipc", "uts")]}},
+        {"linux": {"namespaces": [{"type": kind} for kind in ("pid", "mount", "network")]}},
+        {"mounts": [bind("/proc", "/proc2"), *default_mounts()]},
+        {"mounts": [mount for mount in default_mounts() if mount["destination"] != "/sys"]},
+        {"mounts": [mount | {"options": [*mount["options"], "ro"]} for mount in default_mounts()]},
+    ],
+    ids=["usual", "nothing hidden", "more hidden", "another null", "one more device", "own ipc", "own network",
+         "a bind first", "no sysfs", "read-only"],
+)  # fmt: skip
+def test_it_sees_what_a_forked_one_sees(changes: dict[str, Any]) -> None:
+    """Mounts, devices, what is hidden and read-only: the mount tables are the same but for their numbers."""
+
+    def body(guest: Guest) -> None:
+        found = []
+        for waiting in (None, standby(guest)):
+            container = guest.container(guest.spec(LOOK, **changes))
+            streams = Streams()
+            container.create(streams.plan(), waiting)
+            assert waiting is None or container.init.pid == waiting._pid
+            container.start()
+            said = streams.finish(guest, container.init)
+            found.append(sorted(re.sub(r"(shared|master):\d+ ", "", line) for line in said.out.splitlines()))
+            container.remove()
+        assert found[0] == found[1]
+        assert any("/dev/pts" in line for line in found[0])
+
+    in_guest(body)
+
+
+def test_the_usual_ones_are_taken() -> None:
+    """What hako run and engines write is what stands ready."""
+
+    def body(guest: Guest) -> None:
+        spaces = [{"type": kind} for kind in ("pid", "mount", "uts", "cgroup")]
+        hidden = {"maskedPaths": list(defaults.MASKED_PATHS), "readonlyPaths": list(defaults.READONLY_PATHS)}
+        spec = guest.spec("true", mounts=defaults.default_mounts(), linux={"namespaces": spaces, **hidden})
+        plan = plan_init("c", spec, "/run", NullCgroup(), {}, None, None)
+        ready = premounts.Premounts(child.SCRATCH)
+        ready.serve(plan)
+        assert ready._trees == {}
+        assert (plan.devices, plan.readonly_paths, plan.links_made) == ([], [], True)
+        assert set(plan.masked_paths) == set(defaults.MASKED_PATHS) - set(premounts.MASKED)
 
     in_guest(body)
 
