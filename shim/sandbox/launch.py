@@ -2,7 +2,8 @@
 
 Owns: their order, where each is entered in the state file, taking them back in reverse. Must not know: what is spoken with
 the guest, containers. The first half of builder.py's recipe, apart from it so that it can be begun before the other half's
-imports are there (ahead.py): nothing here may import protobuf or ttrpc. spare.py uses the steps, too.
+imports are there (ahead.py): nothing here may import protobuf or ttrpc, and what is not needed for the VMM is imported when that
+is starting already. spare.py uses the steps, too.
 
 Everything that must not outlive the pod is written into the state file before or as soon as it exists.
 """
@@ -17,13 +18,10 @@ from shim import paths
 from shim.cgroups import Cgroup
 from shim.errors import HakoError
 from shim.hypervisor import host
-from shim.hypervisor.vsock import Transport, open_transport
-from shim.network import netns as host_network
 from shim.process import Confinement
 from shim.sandbox import clone, guestfiles, hostfacts, vmspec
 from shim.sandbox.fate import Fate, last_words
 from shim.share import virtiofsd
-from shim.share.tree import ShareTree
 from shim.trace import Marks
 
 if TYPE_CHECKING:
@@ -31,9 +29,12 @@ if TYPE_CHECKING:
 
     from shim.config import Config
     from shim.hypervisor.base import Share, Vm, Waiting
+    from shim.hypervisor.vsock import Transport
+    from shim.network import netns as host_network
     from shim.process import Child
     from shim.sandbox.plan import SandboxPlan
     from shim.sandbox.store import Store
+    from shim.share.tree import ShareTree
 
 VMM = "the VM"
 
@@ -155,6 +156,8 @@ class Launching:
 
     def _make_share(self, cgroup: Cgroup | None, link: virtiofsd.Link | None) -> ShareTree | None:
         """The tree that virtiofsd shows, and the daemon."""
+        from shim.share.tree import ShareTree
+
         if link is None:
             return None
         tree = ShareTree(os.path.join(self._store.directory, "share"))
@@ -164,6 +167,8 @@ class Launching:
         return tree
 
     def _start_vsock(self, confine: Confinement) -> Transport:
+        from shim.hypervisor.vsock import open_transport
+
         plan = self._plan
         directory = paths.daemon_socket_dir(plan.sandbox_id, plan.namespace)
         self._store.change(lambda state: state["paths"].append(directory))
@@ -174,6 +179,8 @@ class Launching:
 
     def _begin_network(self) -> host_network.Attaching | None:
         """Begin to carry the links of the pod's namespace; an empty one needs no child for that."""
+        from shim.network import netns as host_network
+
         if not host_network.has_links(self._netns):
             return None
         return host_network.begin_attach(self._netns, self._plan.sandbox_id)

@@ -20,7 +20,6 @@ from shim import paths, process
 from shim.errors import HakoError
 from shim.hypervisor import host
 from shim.hypervisor.qemu.driver import Qemu
-from shim.hypervisor.vsock import open_transport
 from shim.process import NEW_NETNS, Confinement
 from shim.sandbox import guestfiles, hostfacts, savedshare, template, templatekey, vmspec
 
@@ -117,6 +116,8 @@ def _make(config: Config, wanted: Shape) -> template.Template:
 def _vsock(config: Config, key: str, confine: Confinement) -> Iterator[Vsock]:
     """A device for the guest to know, to which nobody connects."""
     import shutil
+
+    from shim.hypervisor.vsock import open_transport
 
     directory = paths.daemon_socket_dir(f"template-{key}", "")
     os.makedirs(os.path.dirname(directory), mode=0o711, exist_ok=True)
