@@ -10,6 +10,7 @@ none of ours.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -75,6 +76,34 @@ class AgentClient:
         """A call that answers nothing. `timeout` None: the usual one."""
         self.call(method, request, empty_pb2.Empty, timeout)
 
+    def begin(
+        self, method: str, request: Any, timeout: float | None = None, on_answer: Callable[[], None] | None = None
+    ) -> Callable[[], None]:
+        """Send a call that answers nothing, without waiting: what is returned waits for the answer, and raises as `do`.
+
+        The agent takes calls in their order. `on_answer` is called in the client's thread at an answer without error;
+        it must not block.
+        """
+        seconds = self._timeout if timeout is None else timeout
+        done = threading.Event()
+        failed: list[Exception] = []
+
+        def answered(_response: empty_pb2.Empty | None, exc: Exception | None) -> None:
+            if exc is not None:
+                failed.append(exc)
+            elif on_answer is not None:
+                on_answer()
+            done.set()
+
+        def wait() -> None:
+            if not done.wait(seconds):
+                raise self._error(TimeoutError(), method)
+            if failed:
+                raise self._error(failed[0], method) from failed[0]
+
+        self._async(method, request, empty_pb2.Empty, answered)
+        return wait
+
     def call(
         self,
         method: str,
@@ -94,12 +123,14 @@ class AgentClient:
     def _call(self, method: str, request: Any, response: type[Reply], seconds: float | None, service: str) -> Reply:
         try:
             result: Reply = self._client.call(service, method, request, response, seconds)
-        except ConnectionClosed as exc:
-            reason = self._why()
-            raise (errors.Unavailable(reason, step=f"agent {method}") if reason else translated(exc, method)) from exc
         except (RpcError, OSError) as exc:
-            raise translated(exc, method) from exc
+            raise self._error(exc, method) from exc
         return result
+
+    def _error(self, exc: Exception, method: str) -> errors.HakoError:
+        """`exc` as ours, with the reason why the connection has ended."""
+        reason = self._why() if isinstance(exc, ConnectionClosed) else ""
+        return errors.Unavailable(reason, step=f"agent {method}") if reason else translated(exc, method)
 
     def wait_process(self, container_id: str, exec_id: str, done: Callable[[int | None, errors.HakoError | None], None]) -> None:
         """Call `done(status, None)` when the process has ended, `done(None, error)` if that cannot be known.

@@ -86,13 +86,13 @@ def _inside(outer: trace_pb2.Span, spans: list[trace_pb2.Span]) -> list[trace_pb
 
 
 def _steps(steps: list[trace_pb2.Span], guest: list[trace_pb2.Span], first: int) -> Iterator[Line]:
-    """Each step with what the guest did in it; steps that hold others come before them."""
+    """Each step with what the guest did in it, once where steps overlap; steps that hold others come before them."""
+    left = list(guest)
     for step in sorted(steps, key=lambda span: (span.begin, -span.end)):
         yield Line(1, step.name, step.begin - first, step.end - step.begin)
-        for span in guest:
-            middle = (span.begin + span.end) // 2
-            if step.begin <= middle <= step.end:
-                yield Line(2, f"guest: {span.name}", span.begin - first, span.end - span.begin, span.guest_begin)
+        for span in [span for span in left if step.begin <= (span.begin + span.end) // 2 <= step.end]:
+            left.remove(span)
+            yield Line(2, f"guest: {span.name}", span.begin - first, span.end - span.begin, span.guest_begin)
 
 
 def _covered(spans: list[trace_pb2.Span]) -> int:

@@ -199,9 +199,8 @@ class Building(Launching):
         way: Files = SharedFiles(tree) if tree is not None else DiskFiles(vm, agent, config.share, self._log)
         machine = RunningMachine(vm, agent, way, vsock, network, self._plan, config.agent.stdio, self._fate)
         marks.mark("connect")
-        self._make_sandbox(machine, network, coming, marks)
         how = "booted" if coming is None else f"from template {coming.key}"
-        self._log("info", f"sandbox {self._plan.sandbox_id} is up, {how}, after {marks.line()}")
+        self._make_sandbox(machine, network, coming, marks, how)
         if launched.template_wanted:
             templatebuild.begin(config, self._log)
         return machine
@@ -220,23 +219,40 @@ class Building(Launching):
             spare.vm.plug(nic)
         marks.mark("network")
         machine = RunningMachine(spare.vm, spare.agent, spare.files, spare.vsock, network, self._plan, spare.stdio, self._fate)
-        self._make_sandbox(machine, network, spare.clone, marks)
+        self._make_sandbox(machine, network, spare.clone, marks, "from the pool")
         moved()
-        marks.mark("cgroup")
-        self._log("info", f"sandbox {self._plan.sandbox_id} is up, from the pool, after {marks.line()}")
         return machine
 
-    def _make_sandbox(self, machine: RunningMachine, network: Network, coming: clone.Clone | None, marks: Marks) -> None:
-        """The guest becomes this pod's: its own identity and size if it is a clone, the sandbox, the links."""
+    def _make_sandbox(
+        self, machine: RunningMachine, network: Network, coming: clone.Clone | None, marks: Marks, how: str
+    ) -> None:
+        """The guest becomes this pod's: its own identity and size if it is a clone, the sandbox, the links.
+
+        Where nothing has to follow, a clone's sandbox is not waited for: the agent makes it while the host prepares the
+        container, which is asked for next.
+        """
+
+        def made() -> None:
+            marks.mark("sandbox")
+            if not follows:
+                up()
+
+        def up() -> None:
+            self._log("info", f"sandbox {self._plan.sandbox_id} is up, {how}, after {marks.line()}")
+
+        follows = coming is None or not network.empty
         request = self._sandbox_request(machine.files.sandbox_storage())
         if coming is not None:
             clone.make_its_own(request)
             coming.grow(machine.agent, machine.vm, self._plan)
-        machine.agent.do("CreateSandbox", request)
-        marks.mark("sandbox")
-        network.configure(machine.agent)
+        machine.sandbox_asked(machine.agent.begin("CreateSandbox", request, on_answer=made))
+        if follows:
+            machine.await_sandbox()
+            network.configure(machine.agent)
         machine.learn_features(known=coming is not None)
-        marks.mark("configure")
+        if follows:
+            marks.mark("configure")
+            up()
 
     def _must_fit(self, spare: Spare) -> None:
         files = guestfiles.find(self._config.guest)

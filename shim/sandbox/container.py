@@ -101,6 +101,9 @@ class Home(Protocol):
     def container_of_pid(self, pid: int) -> str | None:
         """The container whose stub has this pid."""
 
+    def await_sandbox(self) -> None:
+        """Until the sandbox is there in the guest. Raises HakoError."""
+
     def log(self, level: str, message: str) -> None:
         """For the operator."""
 
@@ -155,7 +158,10 @@ class Container:
             )
             try:
                 with Span("create", self.id):
-                    self._home.agent.do("CreateContainer", request, self._home.config.runtime.create_container_timeout)
+                    timeout = self._home.config.runtime.create_container_timeout
+                    created = self._home.agent.begin("CreateContainer", request, timeout)
+                    self._home.await_sandbox()  # what it failed with comes before what follows from that
+                    created()
             except BaseException:
                 relay.close()
                 raise

@@ -58,6 +58,11 @@ class Network:
         self._plans: list[NetworkPlan] = []
 
     @property
+    def empty(self) -> bool:
+        """Whether the guest need be told nothing of it."""
+        return not any(plan.nics or plan.routes or plan.neighbours for plan in self._plans)
+
+    @property
     def taps(self) -> list[str]:
         """Names of the taps that hako made."""
         return [tap for plan in self._plans for tap in plan.taps]
@@ -139,10 +144,21 @@ class RunningMachine:
         self._fate = fate
         self._undo = ExitStack()
         self._ports = itertools.count(1)
+        self._sandbox_made: Callable[[], None] | None = None
 
     def adopt(self, undo: ExitStack) -> None:
         """How everything is taken back at the end."""
         self._undo = undo
+
+    def sandbox_asked(self, made: Callable[[], None]) -> None:
+        """The sandbox in the guest is being made; `made` waits for that."""
+        self._sandbox_made = made
+
+    def await_sandbox(self) -> None:
+        """Until the sandbox is there in the guest, which the first to ask waits for. Raises HakoError."""
+        made, self._sandbox_made = self._sandbox_made, None
+        if made is not None:
+            made()
 
     def learn_features(self, *, known: bool) -> None:
         """Whether streams have connections of their own. `known`: the agent is ours, as in every template."""

@@ -61,6 +61,9 @@ class Machine(Protocol):
         ended.
         """
 
+    def await_sandbox(self) -> None:
+        """Until the sandbox is there in the guest. Raises HakoError."""
+
     def agent_left(self) -> None:
         """The connection to the agent has ended. May wait a moment for the reason."""
 
@@ -140,8 +143,11 @@ class Sandbox:
     def _carry_out(self, container: Container, request: Request) -> int:
         try:
             container.prepare(self.netns)
-            self._ensure_machine()
-            return container.create_in_guest()
+            built = self._ensure_machine()
+            pid = container.create_in_guest()
+            if built is not None:
+                self._await_oom(built)  # not before: the agent takes calls in their order
+            return pid
         except BaseException as exc:
             reason = self._reason(exc)
             container.discard()
@@ -263,6 +269,10 @@ class Sandbox:
         with self._guard:
             return next((item.id for item in self.containers.values() if item.init.pid == pid), None)
 
+    def await_sandbox(self) -> None:
+        """Until the sandbox is there in the guest."""
+        self._up().await_sandbox()
+
     def _up(self) -> Machine:
         if self._machine is None or self._end_reason:
             raise errors.Unavailable(self._end_reason or "the sandbox is not running", object=self.sandbox_id)
@@ -304,15 +314,16 @@ class Sandbox:
         self.config, self._plan, self._store, self._netns_fd = ahead.config, ahead.plan, ahead.store, ahead.netns_fd
         return True
 
-    def _ensure_machine(self) -> None:
+    def _ensure_machine(self) -> Machine | None:
+        """Build it; None if it is there."""
         with self._building:
             if self._machine is not None:
-                return
+                return None
             assert self._plan is not None
             machine = self._factory.build(self.config, self._plan, self.netns, self.store, self._fate)
             self._machine = machine
         machine.on_end(self._machine_ended)
-        self._await_oom(machine)
+        return machine
 
     def _dismiss(self, container: Container, end_machine: Callable[[], None]) -> None:
         with self._guard:

@@ -393,6 +393,19 @@ def test_second_sandbox_is_refused_and_containers_need_one(tmp_path: Path) -> No
             agent.create_sandbox()
 
 
+def test_calls_that_come_together_are_taken_in_their_order(tmp_path: Path) -> None:
+    """The shim asks for the first container before the sandbox is there, and waits for both."""
+    with AgentProcess(tmp_path) as agent:
+        create = agent_pb2.CreateContainerRequest(container_id="c1", exec_id="c1", OCI=agent.spec("exit 5"))
+        sandbox = agent_pb2.CreateSandboxRequest(sandbox_id="s", hostname="boxed")
+        calls = [("CreateSandbox", sandbox), ("CreateContainer", create)]
+        calls.append(("StartContainer", agent_pb2.StartContainerRequest(container_id="c1")))
+        answers = [agent.later(method, request, empty_pb2.Empty) for method, request in calls]
+        for answer in answers:
+            answer.get()
+        assert agent.wait("c1") == 5
+
+
 def test_failed_sandbox_can_be_created_again(tmp_path: Path) -> None:
     """A CreateSandbox that fails gives everything back."""
     with AgentProcess(tmp_path) as agent:

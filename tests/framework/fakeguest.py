@@ -319,6 +319,9 @@ class FakeMachine:
         """Remember whom to tell."""
         self._on_end = callback
 
+    def await_sandbox(self) -> None:
+        """It is there from the beginning."""
+
     def agent_left(self) -> None:
         """The agent hung up: the machine goes down with it."""
         if not self.closed and self._on_end is not None:
