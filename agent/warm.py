@@ -18,9 +18,8 @@ import os
 import struct
 import time
 
-from agent import config, seccomp
+from agent import config
 from agent.api import agent_pb2, empty_pb2, jsonmap, oci_pb2, pool_pb2
-from agent.errors import InvalidSpec
 from agent.linux import procfs
 from agent.ttrpc import frames
 from agent.ttrpc.ttrpc_pb2 import Request, Response
@@ -182,11 +181,6 @@ def _pod(host: _Host, wanted: pool_pb2.ExerciseRequest) -> None:
     host.call("WaitProcess", agent_pb2.WaitProcessRequest(container_id=NAME), agent_pb2.WaitProcessResponse())
     host.call("StatsContainer", agent_pb2.StatsContainerRequest(container_id=NAME), agent_pb2.StatsContainerResponse())
     host.call("RemoveContainer", agent_pb2.RemoveContainerRequest(container_id=NAME))
-    for profile in wanted.seccomp:
-        try:
-            seccomp.compile(profile)
-        except InvalidSpec:
-            pass  # told to the pod that wants it
 
 
 def program() -> bytes:

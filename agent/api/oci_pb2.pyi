@@ -478,7 +478,7 @@ class LinuxInterfacePriority(_message.Message):
     def __init__(self, Name: _Optional[str] = ..., Priority: _Optional[int] = ...) -> None: ...
 
 class LinuxSeccomp(_message.Message):
-    __slots__ = ("DefaultAction", "Architectures", "Flags", "Syscalls", "DefaultErrnoRet", "ListenerPath", "ListenerMetadata")
+    __slots__ = ("DefaultAction", "Architectures", "Flags", "Syscalls", "DefaultErrnoRet", "ListenerPath", "ListenerMetadata", "Program", "ProgramFlags")
     DEFAULTACTION_FIELD_NUMBER: _ClassVar[int]
     ARCHITECTURES_FIELD_NUMBER: _ClassVar[int]
     FLAGS_FIELD_NUMBER: _ClassVar[int]
@@ -486,6 +486,8 @@ class LinuxSeccomp(_message.Message):
     DEFAULTERRNORET_FIELD_NUMBER: _ClassVar[int]
     LISTENERPATH_FIELD_NUMBER: _ClassVar[int]
     LISTENERMETADATA_FIELD_NUMBER: _ClassVar[int]
+    PROGRAM_FIELD_NUMBER: _ClassVar[int]
+    PROGRAMFLAGS_FIELD_NUMBER: _ClassVar[int]
     DefaultAction: str
     Architectures: _containers.RepeatedScalarFieldContainer[str]
     Flags: _containers.RepeatedScalarFieldContainer[str]
@@ -493,7 +495,9 @@ class LinuxSeccomp(_message.Message):
     DefaultErrnoRet: int
     ListenerPath: str
     ListenerMetadata: str
-    def __init__(self, DefaultAction: _Optional[str] = ..., Architectures: _Optional[_Iterable[str]] = ..., Flags: _Optional[_Iterable[str]] = ..., Syscalls: _Optional[_Iterable[_Union[LinuxSyscall, _Mapping[str, object]]]] = ..., DefaultErrnoRet: _Optional[int] = ..., ListenerPath: _Optional[str] = ..., ListenerMetadata: _Optional[str] = ...) -> None: ...
+    Program: bytes
+    ProgramFlags: int
+    def __init__(self, DefaultAction: _Optional[str] = ..., Architectures: _Optional[_Iterable[str]] = ..., Flags: _Optional[_Iterable[str]] = ..., Syscalls: _Optional[_Iterable[_Union[LinuxSyscall, _Mapping[str, object]]]] = ..., DefaultErrnoRet: _Optional[int] = ..., ListenerPath: _Optional[str] = ..., ListenerMetadata: _Optional[str] = ..., Program: _Optional[bytes] = ..., ProgramFlags: _Optional[int] = ...) -> None: ...
 
 class LinuxSeccompArg(_message.Message):
     __slots__ = ("Index", "Value", "ValueTwo", "Op")

@@ -146,12 +146,14 @@ def plan_init(
 
 
 def seccomp_filter(linux: oci_pb2.Linux) -> tuple[bytes, int]:
-    """(program, flags) of the container's profile; no program without one.
+    """(program, flags) of the container's profile, or those that the host has compiled; no program without either.
 
     Compiling takes long, and the containers of a node have few different profiles.
     """
     if not linux.HasField("Seccomp"):
         return b"", 0
+    if linux.Seccomp.Program:
+        return linux.Seccomp.Program, linux.Seccomp.ProgramFlags
     key = linux.Seccomp.SerializeToString(deterministic=True)
     if key not in _filters:
         compiled = (seccomp.compile(linux.Seccomp), seccomp.flags(linux.Seccomp))

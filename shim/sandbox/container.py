@@ -20,9 +20,9 @@ from typing import TYPE_CHECKING, Protocol
 
 from agent.api import agent_pb2, oci_pb2
 from shim import errors
-from shim.oci import mounts, translate
+from shim.oci import filters, mounts, translate
 from shim.oci import spec as oci
-from shim.sandbox import layers, profiles
+from shim.sandbox import layers
 from shim.sandbox.hostside import HostSide, Request
 from shim.sandbox.placement import Files, Placed, Wanted
 from shim.sandbox.process import KILLED, Exit, GuestProcess
@@ -92,6 +92,10 @@ class Home(Protocol):
         """The container's cgroup on the host."""
 
     @property
+    def agent_is_ours(self) -> bool:
+        """Whether the agent knows what Kata's does not."""
+
+    @property
     def streams_by_rpc(self) -> bool:
         """Whether the agent knows no stream connections."""
 
@@ -144,6 +148,7 @@ class Container:
                 plans = mounts.plan(self.spec, self.bundle)
                 placed = self._place(plans)
                 guest_spec = translate.translate(self.spec, plans, self._places(placed))
+                filters.compile_in(guest_spec, keep_profile=not self._home.agent_is_ours)
             with Span("streams", self.id):
                 relay, ports = connect(self._home, self._streams(self.init), self.id, self.id)
             request = agent_pb2.CreateContainerRequest(
@@ -167,8 +172,6 @@ class Container:
                 raise
             self._await_stub(relay)
             self._created(relay)
-            if self._home.config.factory.pool:
-                _in_thread(lambda: profiles.note(guest_spec.Linux.Seccomp.SerializeToString()))
             return self.init.pid
 
     def _await_stub(self, relay: Relay | RpcRelay) -> None:

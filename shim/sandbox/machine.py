@@ -135,6 +135,7 @@ class RunningMachine:
         fate: Fate,
     ) -> None:
         self.agent = agent
+        self.agent_is_ours = False
         self.files = files
         self.vcpus = plan.vcpus
         self.vm = vm
@@ -161,12 +162,10 @@ class RunningMachine:
             made()
 
     def learn_features(self, *, known: bool) -> None:
-        """Whether streams have connections of their own. `known`: the agent is ours, as in every template."""
-        if self._stdio == "auto" and known:
-            self._stdio = "stream"
+        """Whether the agent is ours, and streams have connections of their own. `known`: it is, as in every template."""
+        self.agent_is_ours = known or STREAM_FEATURE in self.agent.details().extra_features
         if self._stdio == "auto":
-            features = self.agent.details().extra_features
-            self._stdio = "stream" if STREAM_FEATURE in features else "rpc"
+            self._stdio = "stream" if self.agent_is_ours else "rpc"
 
     @property
     def streams_by_rpc(self) -> bool:

@@ -48,6 +48,8 @@ class Machine(Protocol):
     agent: AgentClient
     files: Files
     vcpus: int
+    agent_is_ours: bool
+    """whether the agent knows what Kata's does not"""
 
     @property
     def streams_by_rpc(self) -> bool:
@@ -254,6 +256,11 @@ class Sandbox:
     def cgroup_of(self, container_id: str, spec: Spec) -> Cgroup:
         """The cgroup of a container on the host."""
         return self._factory.cgroup_of(container_id, spec)
+
+    @property
+    def agent_is_ours(self) -> bool:
+        """Whether the agent knows what Kata's does not."""
+        return self._up().agent_is_ours
 
     @property
     def streams_by_rpc(self) -> bool:

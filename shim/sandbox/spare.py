@@ -22,13 +22,11 @@ import threading
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
-from google.protobuf.message import DecodeError
-
-from agent.api import agent_pb2, empty_pb2, oci_pb2, pool_pb2
+from agent.api import agent_pb2, empty_pb2, pool_pb2
 from shim import paths, process
 from shim.agent_client import POOL
 from shim.errors import HakoError
-from shim.sandbox import cleanup, clone, guestfiles, hostfacts, profiles, templatebuild
+from shim.sandbox import cleanup, clone, guestfiles, hostfacts, templatebuild
 from shim.sandbox.builder import Building
 from shim.sandbox.disks import DiskFiles
 from shim.sandbox.fate import Fate
@@ -37,7 +35,7 @@ from shim.sandbox.plan import DEFAULT_SHM, SandboxPlan
 from shim.sandbox.store import Store, is_alive
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     from shim.agent_client import AgentClient
     from shim.cgroups import Cgroup
@@ -177,7 +175,6 @@ class _Making(Building):
         seed = os.urandom(clone.SEED_BYTES)
         spare.agent.do("ReseedRandomDev", agent_pb2.ReseedRandomDevRequest(data=seed))
         request = pool_pb2.ExerciseRequest(storages=[spare.files.sandbox_storage()])
-        request.seccomp.extend(_profiles())
         root = os.path.join(spare.directory, EXERCISE)
         if tree is not None:
             os.mkdir(root, 0o755)
@@ -187,14 +184,6 @@ class _Making(Building):
         if tree is not None:
             tree.remove(EXERCISE)
             shutil.rmtree(root)
-
-
-def _profiles() -> Iterator[oci_pb2.LinuxSeccomp]:
-    for data in profiles.lately():
-        try:
-            yield oci_pb2.LinuxSeccomp.FromString(data)
-        except DecodeError:  # half a file
-            continue
 
 
 def _nobodys_plan(config: Config, name: str) -> SandboxPlan:

@@ -309,6 +309,7 @@ class FakeMachine:
         self.closed = False
         self.rescans = 0
         self.streams_by_rpc = False
+        self.agent_is_ours = True
         self._on_end: Callable[[str], None] | None = None
 
     def open_stream(self) -> tuple[socket, int]:
