@@ -17,6 +17,7 @@ import time
 from time import monotonic_ns
 
 from agent import arrival, config, init, log, orphans, rehearsal, sandbox_storages, spans, storage, warm
+from agent.api import LEVEL
 from agent.container import container
 from agent.linux import procfs, vsock
 from agent.linux.loop import Loop
@@ -29,8 +30,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from agent.api import pool_pb2
 
-HELLO = b"hako-agent: ready\n"
-TEMPLATE = b"hako-agent: template\n"
+HELLO = b"hako-agent: ready %d\n" % LEVEL
+TEMPLATE = b"hako-agent: template %d\n" % LEVEL
 REST = b"hako-agent: rests %d\n"
 """milliseconds until TEMPLATE, by which the host sees whether our clock is right"""
 CONSOLE = "/dev/console"

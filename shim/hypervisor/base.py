@@ -14,10 +14,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final, NamedTuple, Protocol
 
+from agent.api import LEVEL
 from shim.process import Confinement
 
-HELLO: Final = "hako-agent: ready"  # the line on the guest's console that says: the agent listens
-TEMPLATE: Final = "hako-agent: template"  # and: the guest is warm and may be saved
+READY: Final = "hako-agent: ready"
+WARM: Final = "hako-agent: template"
+HELLO: Final = f"{READY} {LEVEL}"  # the line on the guest's console that says: the agent listens
+TEMPLATE: Final = f"{WARM} {LEVEL}"  # and: the guest is warm and may be saved
 
 
 class Nic(NamedTuple):

@@ -10,6 +10,7 @@ import signal
 import socket
 
 from agent import init
+from agent.api import LEVEL
 from agent.linux import syscalls
 
 SHELL_PORT = 1024
@@ -30,7 +31,7 @@ def main() -> None:
         listener = listen(port)
         if os.fork() == 0:
             serve(listener, work)
-    print("hako-agent: ready", flush=True)
+    print(f"hako-agent: ready {LEVEL}", flush=True)
     serve(shells, shell)
 
 

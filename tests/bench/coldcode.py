@@ -23,6 +23,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from shim.hypervisor import base
 from tests.bench import settings
 from tests.bench.lab import Lab
 from tests.bench.pod import PAUSE, Pod
@@ -34,7 +35,7 @@ EVENTS = ("translate_block", "handle_qmp_command", "virtio_console_flush_buf")
 LINE = re.compile(r"^\d+@(?P<time>[0-9.]+):(?P<event>\w+) (?P<rest>.*)$")
 ADDRESS = re.compile(r"\bpc:0x([0-9a-f]+)")
 RUN = '"execute": "cont"'
-HELLO = re.compile(r"in_len 1[78],")
+HELLO = re.compile(rf"in_len {len(base.HELLO) + 1},")
 KERNEL = 1 << 63
 SYMBOLS = "cat /proc/1/maps; echo =; cat /proc/kallsyms"
 LOOKING = "looking"

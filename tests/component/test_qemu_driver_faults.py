@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from agent.api import LEVEL
 from shim.config import HypervisorConfig
 from shim.errors import BootError, Timeout, Unavailable
 from shim.hypervisor.base import VmSpec
@@ -47,13 +48,26 @@ def test_hello_is_found_in_pieces(launch: Launch) -> None:
     assert vm.console_tail().splitlines()[:2] == ["[0.1] first line", "last line"]
 
 
-def test_an_agent_without_templates_is_told_at_once(tmp_path: Path) -> None:
+def test_an_image_of_another_version_is_told_at_once(launch: Launch) -> None:
+    """What host and agent expect of each other differs: nothing is tried, and it is said what to do."""
+    start = time.monotonic()
+    with pytest.raises(BootError, match=r"another version than hako \(make guest"):
+        launch("older").wait_ready(60)
+    assert time.monotonic() - start < 10
+
+
+def test_the_vmm_that_misbehaves_speaks_of_this_version() -> None:
+    """It cannot import what it says."""
+    assert f'LEVEL = b"{LEVEL}"' in FAKE.read_text()
+
+
+def test_an_agent_that_is_ready_too_soon_is_told_at_once(tmp_path: Path) -> None:
     """A guest that says that it is ready will never say that it may be saved."""
     kernel = tmp_path / "kernel"
     kernel.touch()
     spec = VmSpec("hello", "u", str(kernel), confine=Confinement())
     start = time.monotonic()
-    with open(os.devnull, "rb") as state, pytest.raises(BootError, match="image is older than hako"):
+    with open(os.devnull, "rb") as state, pytest.raises(BootError, match="another version than hako"):
         Qemu(HypervisorConfig(path=str(FAKE))).save(spec, state.fileno(), 60)
     assert time.monotonic() - start < 10
 

@@ -12,6 +12,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from agent import start
 from tests.framework.agentcalls import AgentCaller
 from tests.framework.inguest import CgroupTree
 
@@ -65,7 +66,7 @@ class AgentProcess(AgentCaller):
     def _await_hello(self) -> None:
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
-        assert line == b"hako-agent: ready\n", f"{line!r} and {self.log()}"
+        assert line == start.HELLO, f"{line!r} and {self.log()}"
 
     def log(self) -> str:
         """What the agent wrote to its standard error."""

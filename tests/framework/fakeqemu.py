@@ -5,6 +5,7 @@ die        says something on stderr and ends with status 3         hang     says
 answers QMP, but its guest never says hello             hello    boots at once split      its hello
 comes byte by byte, between other lines       garbage  says hello, and nonsense on QMP endless    fills
 the console for ever                              stubborn hello, but ignores quit and SIGTERM
+older    says hello in the words of another version
 hasty    rests for a second by its own clock, which is four times too fast, and may be saved then
 """
 
@@ -13,7 +14,8 @@ import signal
 import sys
 import time
 
-HELLO = b"hako-agent: ready\n"
+LEVEL = b"3"  # agent.api.LEVEL; a test compares
+HELLO = b"hako-agent: ready " + LEVEL + b"\n"
 
 
 def descriptor(name: str) -> int:
@@ -53,7 +55,9 @@ if MODE == "stubborn":
 if MODE == "hasty":
     os.write(CONSOLE, b"hako-agent: rests 1000\r\n")
     time.sleep(0.25)
-    os.write(CONSOLE, b"hako-agent: template\r\n")
+    os.write(CONSOLE, b"hako-agent: template " + LEVEL + b"\r\n")
+if MODE == "older":
+    os.write(CONSOLE, b"hako-agent: ready\r\n")
 if MODE in ("hello", "garbage", "stubborn"):
     os.write(CONSOLE, HELLO)
 serve(QMP, b"\x00\xff{{{\r\n" if MODE == "garbage" else b'{"return": {}, "id": %d}\r\n')

@@ -11,7 +11,7 @@ TRACE = """\
 7@100.000000:translate_block tb:0x7f, pc:0xffffffff81000000, tb_code:0x7f
 7@100.500000:handle_qmp_command mon 0x55 req: {"execute": "cont", "arguments": {}, "id": 10}
 8@100.600000:translate_block tb:0x7f, pc:0xffffffff81000123, tb_code:0x7f
-8@100.700000:virtio_console_flush_buf port 1, in_len 18, out_len 18
+8@100.700000:virtio_console_flush_buf port 1, in_len 20, out_len 20
 8@100.800000:translate_block tb:0x7f, pc:0x400010, tb_code:0x7f
 hako: something else
 """

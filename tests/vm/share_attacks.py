@@ -11,6 +11,7 @@ import os
 import stat
 import time
 
+from agent.api import LEVEL
 from agent.linux import syscalls
 
 TYPE_CHECKING = False
@@ -116,7 +117,7 @@ def main() -> None:
             if exc.errno != errno.EBUSY:
                 raise
     console = os.open("/dev/hvc0", os.O_RDWR)
-    os.write(console, b"hako-agent: ready\n")
+    os.write(console, b"hako-agent: ready %d\n" % LEVEL)
     syscalls.mount("kataShared", SHARE, "virtiofs", 0)
     for name, attack in sorted(globals().items()):
         if name.startswith("attack_"):

@@ -21,7 +21,7 @@ from shim import process
 from shim.config import HypervisorConfig
 from shim.errors import BootError, HakoError, Timeout, Unavailable
 from shim.hypervisor import clock
-from shim.hypervisor.base import HELLO, TEMPLATE, Disk, Nic, Plugged, Share, VmSpec, Vsock
+from shim.hypervisor.base import HELLO, READY, TEMPLATE, WARM, Disk, Nic, Plugged, Share, VmSpec, Vsock
 from shim.hypervisor.qemu import argv, restore
 from shim.hypervisor.qemu.events import Events
 from shim.hypervisor.qemu.plug import Plugs
@@ -181,8 +181,8 @@ class QemuVm:
         if any(self._hello in line for line in lines):
             self._rest.ends()
             self._notify(ready=True)
-        elif any(HELLO.encode() in line for line in lines):
-            self._refused = "its agent knows no templates: the guest's image is older than hako"
+        elif any(word.encode() in line for line in lines for word in (READY, WARM)):
+            self._refused = "the guest's image is of another version than hako (make guest, or make install, makes it anew)"
             self._notify(ready=False)
 
     def _exited(self) -> None:
