@@ -117,7 +117,7 @@ def test_what_a_pod_has_of_its_own(hako: Hako) -> None:
     (directory,) = [path for path in (hako.state / "pool").iterdir() if (path / "share" / name).exists()]
     assert [path.name for path in (directory / "share").iterdir()] == [name]
     pods = _in_cgroup(hako, f"hako_{name}")
-    programs = ["qemu-system", "/virtiofsd ", *([] if vsock.kernel_has_vsock() else ["vhost-device-vsock "])]
+    programs = ["qemu-system", "/virtiofsd", *([] if vsock.kernel_has_vsock() else ["vhost-device-vsock "])]
     for program in programs:
         assert any(program in command for command in pods.values()), f"{program} is not in the pod's cgroup: {pods}"
     assert {os.getpriority(os.PRIO_PROCESS, pid) for pid in pods} == {0}, "they are as important as others"

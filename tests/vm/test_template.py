@@ -130,7 +130,13 @@ def test_two_who_want_it_make_one(hako: Hako) -> None:
 
 
 def test_a_template_that_does_not_start_is_rejected(hako: Hako) -> None:
-    """The pod boots all the same; the next one does not try again, and the status says why."""
+    """The pod boots all the same; the next one does not try again, and the status says why.
+
+    Where the share could be mounted in it, there would be a next best one.
+    """
+    drop_in = Path(str(hako.environment["HAKO_CONFIG"])).parent / "config.d/plugged.toml"
+    drop_in.parent.mkdir(exist_ok=True)
+    drop_in.write_text("[factory]\nmounted_share = false\n")
     hako.run("factory", "init", check=True)
     (key,) = _keys(hako)
     state = Path(str(hako.environment["HAKO_CACHE_DIR"]), "template", key, "state")
