@@ -3,12 +3,12 @@
 Owns: that child, from its fork before the template is saved to its end, and what it tells of itself. Must not know: pods,
 the protocol. Called by agent.start where the kernel's command line has agent.rehearse=1: an emulated VM with several vCPUs.
 
-    begin()   in the template: the child makes the plan and the cgroup of its container, and waits
+    begin()   in the template: the child makes the plan, the cgroup and the waiting process of its container, and waits
     go()      in a clone, when the agent has its vsock device and waits for the host
     span()    when it was, once it is over
 
 An emulator translates code when it runs for the first time, a template keeps no translation, and a container's first
-fork, mounts and exec cost 0.1 s of that. QEMU's vCPUs share what they have translated, by its physical address, and a
+making and exec cost 0.1 s of that. QEMU's vCPUs share what they have translated, by its physical address, and a
 forked child's code is where the agent's is. So while the agent of a clone waits for the host and makes the sandbox, the
 child makes a container on another vCPU.
 
@@ -28,6 +28,7 @@ import time
 from agent import cgroups, log, shared_namespaces, spans, warm
 from agent.api import jsonmap, oci_pb2
 from agent.container.container import Container
+from agent.container.standby import Standby
 from agent.errors import DeadlineExceeded
 from agent.linux import syscalls
 from agent.linux.loop import Loop
@@ -141,14 +142,19 @@ def _await_word(agent: _socket.socket) -> None:
 
 
 class _Rehearsed(Container):
-    """A container whose first process is forked when `wait` returns, at `began` by the guest's monotonic clock."""
+    """A container whose first process, which stands by as a pod's does, goes on when `wait` returns.
+
+    `began`: when that was, by the guest's monotonic clock.
+    """
 
     def __init__(self, wait: Callable[[], None]) -> None:
         warm.make_rootfs(HOME)
         spec = oci_pb2.Spec()
         jsonmap.fill(spec, warm.spec_of(HOME))
         self.loop = Loop()
-        super().__init__(self.loop, NAME, spec, HOME, cgroups.Cgroup(CGROUP), shared_namespaces.create(), None)
+        spaces, cgroup = shared_namespaces.create(), cgroups.Cgroup(CGROUP)
+        super().__init__(self.loop, NAME, spec, HOME, cgroup, spaces, None)
+        self._first = Standby(spaces, cgroup)
         self.began = 0
         self._wait = wait
 
@@ -160,7 +166,7 @@ class _Rehearsed(Container):
     def go_through(self) -> None:
         """From create to remove, with streams as a host has them. Raises AgentError, OSError."""
         pairs = [_socket.socketpair() for _ in range(2)]
-        self.create(StdioPlan(None, *(theirs.detach() for _, theirs in pairs)))
+        self.create(StdioPlan(None, *(theirs.detach() for _, theirs in pairs)), self._first)
         try:
             self.start()
             for ours, _ in pairs:
