@@ -20,13 +20,14 @@ from typing import TYPE_CHECKING
 from shim import config as configuration
 from shim.config import Config, GuestConfig
 from shim.errors import HakoError
+from shim.install import launcher, prefix
 from shim.sandbox import guestfiles
 from tests.bench import settings, stacks
 from tests.bench.bare import BareGuest
 from tests.bench.settings import COLD
 from tests.bench.stacks import Stack
 from tests.framework import ociimage
-from tests.framework.containerd import ROOT, Containerd, binary, write_launcher
+from tests.framework.containerd import ROOT, Containerd, binary
 from tests.framework.hako import Hako
 
 if TYPE_CHECKING:
@@ -97,7 +98,7 @@ class Lab:
     def new_engine(self, directory: Path, config: Path) -> Containerd:
         """A containerd in a short `directory` whose pods have that configuration unless a run names another."""
         directory.mkdir(exist_ok=True)
-        engine = self.undo.enter_context(Containerd(directory, {"HAKO_CONFIG": str(config)}))
+        engine = self.undo.enter_context(Containerd(directory, {"HAKO_CONFIG": str(config)}, shim=self.shim))
         engine.import_busybox()
         return engine
 
@@ -106,14 +107,24 @@ class Lab:
         """The `hako` command with an image."""
         (self.directory / "m").mkdir()
         made = Hako(self.directory / "m")
+        launcher.write(str(made.bin), self.installed.home, f"{self.installed.home}/site")
         self.undo.callback(made.remove_everything)
         return made
 
     @cached_property
+    def installed(self) -> prefix.Target:
+        """hako as `make install` puts it, but for guest and user: what is measured is what its users start.
+
+        A checkout's environment has more in it, which msgspec looks for: 12 ms of every process.
+        """
+        place = prefix.Target(str(self.directory / "prefix"), confdir="", user="")
+        prefix.install(place, str(ROOT), {})
+        return place
+
+    @property
     def shim(self) -> Path:
-        """containerd-shim-hako-v2 of this checkout."""
-        (self.directory / "bin").mkdir(exist_ok=True)
-        return write_launcher(self.directory / "bin")
+        """Its containerd-shim-hako-v2."""
+        return Path(self.installed.bin) / "containerd-shim-hako-v2"
 
     @cached_property
     def rootfs(self) -> Path:

@@ -109,11 +109,14 @@ def guest_config(directory: Path) -> dict[str, str]:
 
 class Containerd:
     """One containerd process in its own directory; `state_dir` is what hako keeps of its pods
-    (HAKO_STATE_DIR); `programs` the directory of its programs, if not the machine's.
+    (HAKO_STATE_DIR); `programs` the directory of its programs, if not the machine's; `shim` hako's, if not this checkout's.
     """
 
-    def __init__(self, directory: Path, environment: dict[str, str] | None = None, programs: str = "") -> None:
+    def __init__(
+        self, directory: Path, environment: dict[str, str] | None = None, programs: str = "", shim: Path | None = None
+    ) -> None:
         self.directory = directory
+        self._shim = shim
         self._programs = programs
         self.address = str(directory / "c.sock")
         self.state_dir = directory / "h"
@@ -124,7 +127,10 @@ class Containerd:
 
     def __enter__(self) -> Containerd:
         self.bin_dir.mkdir(parents=True, exist_ok=True)
-        write_launcher(self.bin_dir)
+        if self._shim is None:
+            write_launcher(self.bin_dir)
+        else:
+            (self.bin_dir / self._shim.name).symlink_to(self._shim)
         disabled = ", ".join(f'"{name}"' for name in DISABLED)
         text = CONFIG.format(dir=self.directory, disabled=disabled)
         (self.directory / "config.toml").write_text(text)
