@@ -17,7 +17,7 @@ from agent import arrival, mounts
 from agent.errors import AgentError, InvalidSpec, Unsupported, step_error
 from agent.linux import syscalls, uevent
 from agent.rootfs import fd_path
-from agent.storage import devices, fsgroup, paths
+from agent.storage import devices, fsgroup, paths, readahead
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -138,6 +138,7 @@ def _virtio_fs(storage: agent_pb2.Storage, seconds: float) -> None:
         raise OSError(
             errno.EINVAL, f"no virtio-fs device has the tag {storage.source!r}", storage.mount_point
         )
+    readahead.widen(storage.mount_point)
 
 
 def _ephemeral(storage: agent_pb2.Storage, _seconds: float) -> None:

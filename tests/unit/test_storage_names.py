@@ -14,7 +14,7 @@ from agent import storage
 from agent.api import agent_pb2
 from agent.errors import InvalidSpec, NotFound, Unsupported
 from agent.linux import uevent
-from agent.storage import devices
+from agent.storage import devices, readahead
 
 
 @pytest.mark.parametrize(
@@ -158,3 +158,15 @@ def test_a_change_before_the_socket_was_open_is_not_missed() -> None:
     start = time.monotonic()
     assert uevent.wait_for(lambda: next(answers), ("nothing",), 5) == "there"
     assert time.monotonic() - start < 1
+
+
+def test_read_ahead_of_a_share(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """The file system's backing device is told; one that cannot be is logged, and nothing else."""
+    device = os.stat(tmp_path).st_dev
+    told = tmp_path / f"{os.major(device)}:{os.minor(device)}/read_ahead_kb"
+    readahead.widen(str(tmp_path), str(tmp_path))
+    assert "read-ahead" in capfd.readouterr().err
+    told.parent.mkdir()
+    told.touch()
+    readahead.widen(str(tmp_path), str(tmp_path))
+    assert (told.read_text(), capfd.readouterr().err) == ("512", "")

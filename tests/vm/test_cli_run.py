@@ -55,6 +55,12 @@ def test_death_by_a_signal(hako: Hako) -> None:
     assert _run(hako, hako.image, "sh", "-c", "sh -c 'kill -9 $$'; exit $?").returncode == 137
 
 
+def test_the_share_is_read_far_ahead(hako: Hako) -> None:
+    """Further than the kernel would by itself."""
+    done = _run(hako, hako.image, "sh", "-c", "cat /sys/class/bdi/0:*/read_ahead_kb")
+    assert done.stdout.split() == ["512"], done.stderr
+
+
 def test_options_reach_the_container(hako: Hako, tmp_path: Path) -> None:
     """Variables, directory, user, hostname, entrypoint, limits, a read-only root: as asked for."""
     (tmp_path / "env").write_text("FROM_FILE=yes\n")
