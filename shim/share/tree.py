@@ -1,8 +1,8 @@
 """The directory that a guest sees, and the mounts in it.
 
 Owns: share/ of a pod: `CONTAINER/rootfs` and `CONTAINER/N` (N: index of a mount in config.json), each a
-mount of its own. Must not know: virtiofsd, the guest's mounts. Called by sandbox/builder.py (life) and
-sandbox/container.py (contents).
+mount of its own; CONTAINER.1 and so on for an id that comes again. Must not know: virtiofsd, the guest's mounts.
+Called by sandbox/launch.py (life) and sandbox/placement.py (contents).
 
 The exported directory is a mount of itself: read-only, so that a guest, which owns all it can write to, can
 neither plant a symbolic link nor rename a directory on the way to a mount point; shared, so that mounts
@@ -15,6 +15,7 @@ by rmdir, never recursively.
 from __future__ import annotations
 
 import errno
+import itertools
 import os
 import stat
 import threading
@@ -42,6 +43,8 @@ class ShareTree:
         self.directory = directory
         self._lock = threading.Lock()
         self._mounts: dict[str, list[str]] = {}
+        self._places: dict[str, str] = {}
+        self._used: set[str] = set()
         self._closed = False
         os.makedirs(directory, mode=0o755, exist_ok=True)
         unmount(directory)  # of a pod that died and had this id
@@ -91,22 +94,30 @@ class ShareTree:
 
     def _add(self, container_id: str, name: str, source: str, *, readonly: bool, propagation: str) -> str:
         with self._lock:
-            place = f"{_component(container_id)}/{name}"
             if name in self._mounts.get(container_id, ()):
-                raise AlreadyExists("is in the share already", object=place)
+                raise AlreadyExists("is in the share already", object=f"{container_id}/{name}")
+            place = self._place(_component(container_id))
             try:
-                self._attach(container_id, name, source, readonly=readonly, propagation=propagation)
+                self._attach(container_id, place, name, source, readonly=readonly, propagation=propagation)
             except OSError as exc:
-                raise HakoError(exc.strerror or str(exc), step=f"share {source}", object=place) from exc
-            return f"{GUEST_ROOT}/{place}"
+                raise HakoError(exc.strerror or str(exc), step=f"share {source}", object=f"{place}/{name}") from exc
+            return f"{GUEST_ROOT}/{place}/{name}"
 
-    def _attach(self, container_id: str, name: str, source: str, *, readonly: bool, propagation: str) -> None:
+    def _place(self, container_id: str) -> str:
+        """The container's directory. No name comes twice: a guest that knows it may go on to what was there before."""
+        if container_id not in self._places:
+            names = (f"{container_id}.{number}" if number else container_id for number in itertools.count())
+            self._places[container_id] = next(name for name in names if name not in self._used)
+            self._used.add(self._places[container_id])
+        return self._places[container_id]
+
+    def _attach(self, container_id: str, place: str, name: str, source: str, *, readonly: bool, propagation: str) -> None:
         tree = cloned(source, readonly=readonly, propagation=propagation)
         try:
             names = self._mounts.setdefault(container_id, [])
-            self._make_mount_point(container_id, name, directory=stat.S_ISDIR(os.fstat(tree).st_mode))
+            self._make_mount_point(place, name, directory=stat.S_ISDIR(os.fstat(tree).st_mode))
             names.append(name)
-            target = sc.openat2(self._export, f"{container_id}/{name}", os.O_PATH, 0, STRICT)
+            target = sc.openat2(self._export, f"{place}/{name}", os.O_PATH, 0, STRICT)
             try:
                 sc.move_mount(tree, target)
             finally:
@@ -114,13 +125,13 @@ class ShareTree:
         finally:
             os.close(tree)
 
-    def _make_mount_point(self, container_id: str, name: str, *, directory: bool) -> None:
+    def _make_mount_point(self, place: str, name: str, *, directory: bool) -> None:
         """Beneath the export, where only we write.
 
         What an interrupted attempt left there is taken away first.
         """
-        _make_directory(container_id, self._below)
-        parent = sc.openat2(self._below, container_id, os.O_PATH | os.O_DIRECTORY, 0, STRICT)
+        _make_directory(place, self._below)
+        parent = sc.openat2(self._below, place, os.O_PATH | os.O_DIRECTORY, 0, STRICT)
         try:
             _remove_empty(name, parent)
             if directory:
@@ -136,24 +147,25 @@ class ShareTree:
         names = self._mounts.get(container_id)
         if names is None:
             return
-        place = os.path.join(self.directory, container_id)
+        place = self._places[container_id]
+        path = os.path.join(self.directory, place)
         for name in reversed(names):
-            unmount(os.path.join(place, name))
-        _check_unmounted(place)
+            unmount(os.path.join(path, name))
+        _check_unmounted(path)
         try:
-            self._remove_mount_points(container_id, names)
+            self._remove_mount_points(place, names)
         except OSError as exc:
-            raise HakoError(exc.strerror or str(exc), step="remove from the share", object=place) from exc
-        del self._mounts[container_id]
+            raise HakoError(exc.strerror or str(exc), step="remove from the share", object=path) from exc
+        del self._mounts[container_id], self._places[container_id]
 
-    def _remove_mount_points(self, container_id: str, names: list[str]) -> None:
-        parent = sc.openat2(self._below, container_id, os.O_PATH | os.O_DIRECTORY, 0, STRICT)
+    def _remove_mount_points(self, place: str, names: list[str]) -> None:
+        parent = sc.openat2(self._below, place, os.O_PATH | os.O_DIRECTORY, 0, STRICT)
         try:
             for name in names:
                 _remove_empty(name, parent)
         finally:
             os.close(parent)
-        _remove_empty(container_id, self._below)
+        _remove_empty(place, self._below)
 
 
 def cloned(source: str, *, readonly: bool, propagation: str) -> int:

@@ -67,6 +67,24 @@ def test_rootfs_and_volumes_have_the_guest_paths_of_the_contract(tmp_path: Path)
     assert out.split("\n") == ["True", "True", "h data", "[] True", "False []", ""]
 
 
+def test_a_name_never_comes_again(tmp_path: Path) -> None:
+    """A guest that has looked a name up may keep what it was: a container of the same id is somewhere else."""
+    out = in_namespace(
+        tmp_path,
+        """
+        tree = ShareTree(base + "/share")
+        for name in ("c1", "c1.1", "c1"):
+            print(tree.add_rootfs(name, make(base + "/root"), False).removeprefix(GUEST_ROOT), end=" ")
+            tree.add_volume(name, 1, base + "/root", False)
+            print(*sorted(os.listdir(base + "/share")))
+            tree.remove(name)
+        tree.close()
+        print(mounts_below(base))
+        """,
+    )
+    assert out.split("\n") == ["/c1/rootfs c1", "/c1.1/rootfs c1.1", "/c1.2/rootfs c1.2", "[]", ""]
+
+
 def test_export_itself_cannot_be_written(tmp_path: Path) -> None:
     """Beneath the containers' mounts the guest can make nothing: no symbolic link, no directory, no
     rename."""

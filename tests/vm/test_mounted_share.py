@@ -66,13 +66,18 @@ class Clone(AgentCaller):
     """A restored VM that is no pod yet; all of them have the same names in their shares."""
 
     def __init__(self, vm: spare.Spare, rootfs: Path) -> None:
-        super().__init__(rootfs, f"{SHARED}/same/rootfs")
+        super().__init__(rootfs)
         self.vm = vm
         self.client = self.connect()
-        spec = oci.parse(json.dumps({"ociVersion": "1.2.0", "root": {"path": "rootfs"}, "linux": {}}))
-        self.vm.files.place(Wanted("same", spec, (), str(self.rootfs())))
-        (rootfs / "mine").write_text(f"{rootfs.name}\n")
+        self.show(rootfs)
         self.create_sandbox(storages=[self.vm.files.sandbox_storage()])
+
+    def show(self, rootfs: Path) -> None:
+        """The root of the containers that follow."""
+        self._rootfs = rootfs
+        spec = oci.parse(json.dumps({"ociVersion": "1.2.0", "root": {"path": "rootfs"}, "linux": {}}))
+        self._rootfs_in_guest = self.vm.files.place(Wanted("same", spec, (), str(self.rootfs()))).rootfs
+        (rootfs / "mine").write_text(f"{rootfs.name}\n")
 
     def dial(self, service: str) -> socket.socket:
         """See AgentCaller."""
@@ -111,6 +116,24 @@ def test_each_clone_sees_its_own_share(tmp_path: Path, cache: Any, monkeypatch: 
         for clone, who in zip(clones, ("one", "two"), strict=True):
             (tmp_path / who / f"later-{who}").touch()
             assert clone.said("d", "cat /mine; cd /; ls -d later* written") == [who, f"later-{who}", "written"]
+
+
+def test_a_container_that_comes_again_sees_its_own_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where the guest may keep for ever what it has looked up, and the one before had the same names."""
+    with short_directory() as directory, ExitStack() as undo:
+        monkeypatch.setenv("HAKO_STATE_DIR", str(directory))
+        monkeypatch.setenv("HAKO_CACHE_DIR", cache_without_templates(tmp_path))
+        config = configuration.parse(stack.tables())
+        config = msgspec.structs.replace(config, share=msgspec.structs.replace(config.share, cache="always"))
+        vm = spare.make(config, lambda _level, message: print(message))
+        undo.callback(vm.close)
+        clone = Clone(vm, tmp_path / "one")
+        undo.callback(clone.client.close)
+        assert clone.said("same", "cat /mine") == ["one"]
+        clone.do("RemoveContainer", container_id="same")
+        vm.files.remove("same")
+        clone.show(tmp_path / "two")
+        assert clone.said("same", "cat /mine") == ["two"]
 
 
 def test_what_changes_on_the_host_is_seen(hako: Hako, tmp_path: Path) -> None:
