@@ -12,7 +12,7 @@ values only through `shim/sandbox/plan.py`, and there only the keys that `[runti
 from __future__ import annotations
 
 import os
-from typing import Annotated, Any, Literal, TypeAlias, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Final, Literal, TypeAlias, get_args, get_origin, get_type_hints
 
 import msgspec
 
@@ -24,6 +24,7 @@ NotNegative: TypeAlias = Annotated[int, msgspec.Meta(ge=0)]
 Seconds: TypeAlias = Annotated[float, msgspec.Meta(gt=0)]
 AbsolutePath: TypeAlias = Annotated[str, msgspec.Meta(pattern="^/")]
 OptionalPath: TypeAlias = Annotated[str, msgspec.Meta(pattern="^(/|$)")]
+FITTING: Final = "fitting"
 
 
 class _Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -93,7 +94,7 @@ class ShareConfig(_Section, frozen=True):
     packed_images: NotNegative = 4096
     copy_limit: Positive = 1
     daemon: OptionalPath = ""
-    cache: Literal["auto", "always", "never"] = "auto"
+    cache: Literal["fitting", "auto", "always", "never"] = FITTING
     thread_pool_size: NotNegative = 1
     queue_size: Annotated[int, msgspec.Meta(ge=16, le=1024)] = 1024
     extra_args: tuple[str, ...] = ()

@@ -33,6 +33,12 @@ def cache_dir(kind: str) -> str:
     return os.path.join(cache_root(), kind)
 
 
+def is_overlay(path: str) -> bool:
+    """Whether a host path is such as shim/image/overlay.py mounts for one container, as nobody else does."""
+    directory, name = os.path.split(path)
+    return name == "merged" and os.path.dirname(directory) == os.path.join(cache_dir("oci"), "containers")
+
+
 def pods_root() -> str:
     """Parent of the pods' state, one directory per namespace in it."""
     return os.path.join(state_root(), "pods")

@@ -18,7 +18,7 @@ from shim import paths
 from shim.errors import HakoError
 from shim.oci import grouping
 from shim.oci import spec as oci
-from shim.sandbox import hostplan, overrides, stub
+from shim.sandbox import hostplan, overrides, ownfiles, stub
 from shim.sandbox.fate import Fate
 from shim.sandbox.launch import Launched, Launching
 from shim.sandbox.store import Store
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from shim.config import Config
+    from shim.sandbox.hostside import Request
     from shim.sandbox.plan import SandboxPlan
 
 
@@ -49,9 +50,11 @@ class Ahead:
         """Host path of the pod's network namespace."""
         return self.plan.netns or f"/proc/{os.getpid()}/fd/{self.netns_fd}"
 
-    def is_for(self, bundle: str) -> bool:
-        """Whether the container that is created has the bundle that was read."""
-        return os.path.realpath(bundle) == os.path.realpath(self.bundle)
+    def is_for(self, request: Request) -> bool:
+        """Whether the container that is created has the bundle that was read, and files such as were expected."""
+        if os.path.realpath(request.bundle) != os.path.realpath(self.bundle):
+            return False
+        return not self.plan.own_files or ownfiles.are_own(request.spec, request.bundle, request.rootfs)
 
     def end(self) -> None:
         """End what nobody has built on. Idempotent."""

@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from shim.hypervisor.base import Nic, Share, Vm, VmSpec
     from shim.oci.spec import Spec
     from shim.sandbox.ahead import Ahead
+    from shim.sandbox.hostside import Request
     from shim.sandbox.spare import Spare
     from shim.sandbox.store import Store
 
@@ -62,14 +63,14 @@ class HostFactory:
         self._begun = begun
         self._taken: Ahead | None = None
 
-    def plan(self, config: Config, spec: Spec, bundle: str, sandbox_id: str, namespace: str) -> planning.SandboxPlan:
+    def plan(self, config: Config, request: Request, sandbox_id: str, namespace: str) -> planning.SandboxPlan:
         """See hostplan.py."""
-        return hostplan.of_pod(config, spec, bundle, sandbox_id, namespace)
+        return hostplan.of_pod(config, request.spec, request.bundle, sandbox_id, namespace, request.rootfs)
 
-    def take_ahead(self, bundle: str) -> Ahead | None:
+    def take_ahead(self, request: Request) -> Ahead | None:
         """See sandbox.Factory."""
         begun, self._begun = self._begun, None
-        if begun is not None and not begun.is_for(bundle):
+        if begun is not None and not begun.is_for(request):
             begun.close()
             begun = None
         self._taken = begun

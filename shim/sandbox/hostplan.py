@@ -9,16 +9,29 @@ import os
 from typing import TYPE_CHECKING
 
 from shim.oci import mounts
-from shim.sandbox import hostfacts
+from shim.sandbox import hostfacts, ownfiles
 from shim.sandbox import plan as planning
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from shim.config import Config
     from shim.oci.spec import Spec
+    from shim.sandbox.rootfs import RootfsMount
 
 
-def of_pod(config: Config, spec: Spec, bundle: str, sandbox_id: str, namespace: str) -> planning.SandboxPlan:
-    """The plan for the pod whose first container has this spec and bundle (host path). Raises HakoError."""
+def of_pod(
+    config: Config,
+    spec: Spec,
+    bundle: str,
+    sandbox_id: str,
+    namespace: str,
+    rootfs: Sequence[RootfsMount] | None = None,
+) -> planning.SandboxPlan:
+    """The plan for the pod whose first container has this spec and bundle (host path). Raises HakoError.
+
+    `rootfs`: what Create says is to be mounted as the container's root; None before Create.
+    """
     plans = mounts.plan(spec, bundle)
     sources = {(spec.mounts or ())[plan.at].destination: plan for plan in plans if plan.source}
     shm = next((plan.source for plan in plans if plan.fate == mounts.SHM), "")
@@ -31,6 +44,7 @@ def of_pod(config: Config, spec: Spec, bundle: str, sandbox_id: str, namespace: 
         hostfacts.limits(),
         shm_size=_filesystem_size(shm),
         resolv_conf=_text_of(resolv_conf.source) if resolv_conf else "",
+        own_files=ownfiles.is_alone(spec.annotations or {}) and ownfiles.are_own(spec, bundle, rootfs),
     )
 
 

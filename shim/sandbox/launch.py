@@ -163,7 +163,8 @@ class Launching:
         tree = ShareTree(os.path.join(self._store.directory, "share"))
         self._on_undo("share", tree.close)
         confine = Confinement(cgroup_dirs=_dirs(cgroup), no_new_privs=False)
-        self._owned("virtiofsd", link.serve(tree.directory, self._config.share, confine))
+        daemon = link.serve(tree.directory, self._config.share, confine, own_files=self._plan.own_files)
+        self._owned("virtiofsd", daemon)
         return tree
 
     def _start_vsock(self, confine: Confinement) -> Transport:

@@ -49,7 +49,8 @@ class SandboxPlan(NamedTuple):
     """A VM to be built.
 
     `netns`: host path of the pod's network namespace, "" for a new one. `dns`: lines of resolv.conf.
-    `shm_size` in bytes. `cgroups_path`: linux.cgroupsPath of the sandbox container, "" if none.
+    `shm_size` in bytes. `cgroups_path`: linux.cgroupsPath of the sandbox container, "" if none. `own_files`: nobody but the
+    guest writes to what it is shown (ownfiles.py).
     """
 
     sandbox_id: str
@@ -63,6 +64,7 @@ class SandboxPlan(NamedTuple):
     max_memory_mib: int
     shm_size: int
     dns: tuple[str, ...]
+    own_files: bool = False
 
 
 def plan(
@@ -74,6 +76,7 @@ def plan(
     *,
     shm_size: int = 0,
     resolv_conf: str = "",
+    own_files: bool = False,
 ) -> SandboxPlan:
     """The VM for the pod whose first container has this spec. Raises InvalidSpec, Unsupported."""
     size = size_of(spec)
@@ -94,6 +97,7 @@ def plan(
         max_memory_mib=max_memory,
         shm_size=shm_size or DEFAULT_SHM,
         dns=tuple(line for line in resolv_conf.splitlines() if line.strip()),
+        own_files=own_files,
     )
 
 

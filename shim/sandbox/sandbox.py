@@ -17,8 +17,9 @@ import threading
 from typing import TYPE_CHECKING, Protocol
 
 from shim import cgroups, errors, paths
+from shim.config import FITTING
 from shim.oci import grouping
-from shim.sandbox import overrides, stub
+from shim.sandbox import overrides, ownfiles, stub
 from shim.sandbox import plan as planning
 from shim.sandbox.container import Container, Listener
 from shim.sandbox.fate import Fate
@@ -79,11 +80,11 @@ class Machine(Protocol):
 class Factory(Protocol):
     """What makes a Machine and the cgroups around it; tests have their own."""
 
-    def plan(self, config: Config, spec: Spec, bundle: str, sandbox_id: str, namespace: str) -> planning.SandboxPlan:
+    def plan(self, config: Config, request: Request, sandbox_id: str, namespace: str) -> planning.SandboxPlan:
         """The plan for the pod whose first container this is."""
 
-    def take_ahead(self, bundle: str) -> Ahead | None:
-        """What was begun for the pod whose first container has this bundle, once: `build` will finish it."""
+    def take_ahead(self, request: Request) -> Ahead | None:
+        """What was begun for the pod whose first container this is, once: `build` will finish it."""
 
     def build(self, config: Config, plan: planning.SandboxPlan, netns: str, store: Store, fate: Fate) -> Machine:
         """Boot it; `netns` is the host path of the pod's network namespace. Whatever ends `fate` ends the boot too.
@@ -294,28 +295,39 @@ class Sandbox:
                 raise errors.AlreadyExists("container exists already", object=request.id)
             if self._plan is None:
                 self._prepare_first(request)
+            elif self._plan.own_files:
+                self._check_joining(request)
             container = Container(self, request)
             with self._guard:
                 self.containers[request.id] = container
                 self._creating += 1
             return container
 
+    def _check_joining(self, request: Request) -> None:
+        """The guest may keep for good what it reads, because the pod was one container's with files of its own."""
+        if self.config.share.cache == FITTING and not ownfiles.are_own(request.spec, request.bundle, request.rootfs):
+            raise errors.Unsupported(
+                "it brings files that others may change into the pod of a container that had none",
+                object=request.id,
+                hint=f'give the first container the annotation {grouping.GROUP} too, or set [share] cache = "auto"',
+            )
+
     def _prepare_first(self, request: Request) -> None:
         annotations = request.spec.annotations or {}
         self.in_pod = grouping.role_of(annotations) != grouping.SINGLE
-        if self._take_over(request.bundle):
+        if self._take_over(request):
             return
         self.config = overrides.apply(self._base_config, annotations)
-        plan = self._factory.plan(self.config, request.spec, request.bundle, self.sandbox_id, self.namespace)
+        plan = self._factory.plan(self.config, request, self.sandbox_id, self.namespace)
         directory = paths.sandbox_dir(self.sandbox_id, self.namespace)
         self._store = Store.create(directory, self.sandbox_id, self.namespace)
         if not plan.netns:
             self._netns_fd = stub.new_netns()
         self._plan = plan
 
-    def _take_over(self, bundle: str) -> bool:
+    def _take_over(self, request: Request) -> bool:
         """Whether the machine has been begun before we were asked for it."""
-        self._ahead = ahead = self._factory.take_ahead(bundle)
+        self._ahead = ahead = self._factory.take_ahead(request)
         if ahead is None:
             return False
         self.config, self._plan, self._store, self._netns_fd = ahead.config, ahead.plan, ahead.store, ahead.netns_fd

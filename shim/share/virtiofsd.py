@@ -16,8 +16,10 @@ import os
 import socket
 from typing import NamedTuple
 
+import msgspec
+
 from shim import answers, process
-from shim.config import ShareConfig
+from shim.config import FITTING, ShareConfig
 from shim.errors import HakoError, NotFound
 from shim.process import Child, Confinement
 
@@ -80,12 +82,24 @@ def _said(path: str, option: str) -> str:
 
 
 def fingerprint(daemon: Daemon, config: ShareConfig) -> str:
-    """What a VM that is saved with its share depends on of the daemon: program and options. It takes up no other's state."""
+    """What a VM that is saved with its share depends on of the daemon: program and options. It takes up no other's state.
+
+    What the guest may keep is not in that state (Rust virtiofsd, device_state/serialized.rs, NegotiatedOpts): each clone's own
+    daemon may say another.
+    """
     return "\n".join([answers.identity(daemon.path), *command(daemon, "", 0, config, 0)])
+
+
+def settled(config: ShareConfig, *, own_files: bool = False) -> ShareConfig:
+    """With what the guest may cache decided. `own_files`: nobody but the guest writes to what it is shown."""
+    if config.cache != FITTING:
+        return config
+    return msgspec.structs.replace(config, cache="always" if own_files else "auto")
 
 
 def command(daemon: Daemon, directory: str, fd: int, config: ShareConfig, files: int) -> list[str]:
     """The command line for host directory `directory` and listening socket `fd`; pure."""
+    config = settled(config)
     build = _c_command if daemon.kind == "c" else _rust_command
     return [daemon.path, *build(directory, fd, config, files), *config.extra_args]
 
@@ -141,13 +155,15 @@ class Link:
         self._listening, self._connected = _connected_pair(directory)
         self.vm_fd = self._connected.fileno()
 
-    def serve(self, directory: str, config: ShareConfig, confine: Confinement | None = None) -> Child:
-        """Start the daemon for host directory `directory`, which stays its view for its life.
+    def serve(
+        self, directory: str, config: ShareConfig, confine: Confinement | None = None, *, own_files: bool = False
+    ) -> Child:
+        """Start the daemon for host directory `directory`, which stays its view for its life; `own_files`: see settled().
 
         `confine` must leave it root: it needs to act as every user of the guest. Raises HakoError.
         """
         fd = self._listening.fileno()
-        argv = command(find(config.daemon), directory, fd, config, file_limit())
+        argv = command(find(config.daemon), directory, fd, settled(config, own_files=own_files), file_limit())
         return process.spawn(argv, fds={"vhost-user": fd}, confine=confine)
 
     def close(self) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from shim import paths
 from shim.errors import HakoError
 from shim.image.erase import remove_tree
 from tests.framework.netns import Namespace
@@ -61,6 +62,13 @@ def box(tmp_path: Path) -> Iterator[Box]:
     box = Box(tmp_path)
     yield box
     box.ns.close()
+
+
+def test_what_is_mounted_is_known_by_its_path(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A guest may keep what it reads of it (shim/sandbox/ownfiles.py)."""
+    monkeypatch.setenv("HAKO_CACHE_DIR", str(box.cache))
+    assert paths.is_overlay(box.mount("c1"))
+    assert not paths.is_overlay(str(box.rootfs))
 
 
 def test_writes_stay_in_the_container(box: Box) -> None:

@@ -14,9 +14,13 @@ from agent.ttrpc.status import RpcError
 from shim import config as configuration
 from shim import paths
 from shim.errors import BootError, HakoError
+from shim.oci import spec as oci
 from shim.sandbox import ahead, launch
 from shim.sandbox.ahead import Ahead
 from shim.sandbox.builder import HostFactory
+from shim.sandbox.hostside import Request
+from shim.sandbox.rootfs import RootfsMount
+from shim.stdio.fifo import Names
 from tests.framework.containerd import short_directory
 from tests.framework.taskpod import NAMESPACE, Pod, write_bundle
 
@@ -96,7 +100,7 @@ def test_create_takes_it_over(directory: Path, ended: list[str], monkeypatch: py
     assert begun is not None
     offered = [begun]
     pod = Pod(directory)
-    monkeypatch.setattr(pod.factory, "take_ahead", lambda _bundle: offered.pop() if offered else None)
+    monkeypatch.setattr(pod.factory, "take_ahead", lambda _request: offered.pop() if offered else None)
     pod.run("pod1", "exit", "0")
     assert pod.sandbox.store is begun.store and pod.sandbox.netns == begun.netns
     pod.call("Wait", id="pod1")
@@ -112,7 +116,7 @@ def test_a_create_that_fails_ends_it(directory: Path, ended: list[str], monkeypa
     """Also where it fails before the machine is asked for."""
     begun = begin(directory)
     pod = Pod(directory)
-    monkeypatch.setattr(pod.factory, "take_ahead", lambda _bundle: begun)
+    monkeypatch.setattr(pod.factory, "take_ahead", lambda _request: begun)
     pod.factory.fail = BootError("boot", "no")
     with pytest.raises(RpcError):
         pod.create("pod1", "exit", "0")
@@ -120,9 +124,43 @@ def test_a_create_that_fails_ends_it(directory: Path, ended: list[str], monkeypa
     pod.close()
 
 
+def _request(bundle: Path, *rootfs: RootfsMount) -> Request:
+    return Request("pod1", str(bundle), oci.load(str(bundle)), Names(), rootfs)
+
+
+OVERLAY, BIND = RootfsMount("overlay", "overlay", ()), RootfsMount("bind", "/srv", ("rbind",))
+
+
 def test_a_create_with_another_bundle_begins_anew(directory: Path, ended: list[str]) -> None:
     """What was read is not what is asked for."""
     factory = HostFactory(lambda _level, _message: None, None, begin(directory))
-    assert factory.take_ahead(str(directory)) is None
+    assert factory.take_ahead(_request(write_bundle(directory / "b/other", ["exit", "0"]), OVERLAY)) is None
     assert ended == ["ended"] and not states(directory)
     assert not os.path.exists(paths.sandbox_dir("pod1", NAMESPACE))
+
+
+@pytest.mark.parametrize("rootfs", [(), (BIND,)], ids=["none", "a bind"])
+def test_a_create_with_files_of_others_begins_anew(directory: Path, ended: list[str], rootfs: tuple[RootfsMount, ...]) -> None:
+    """The machine was begun for files that only its guest would write."""
+    begun = begin(directory)
+    assert begun is not None and begun.plan.own_files
+    factory = HostFactory(lambda _level, _message: None, None, begun)
+    assert factory.take_ahead(_request(directory / "b/pod1", *rootfs)) is None
+    assert ended == ["ended"] and not states(directory)
+
+
+@pytest.mark.parametrize(
+    ("changes", "rootfs"),
+    [({}, (OVERLAY,)), ({"annotations": {"io.containerd.runc.v2.group": "pod1"}}, ())],
+    ids=["its own files", "a pod that others may join"],
+)
+def test_a_create_as_expected_takes_it(
+    directory: Path, ended: list[str], changes: dict[str, Any], rootfs: tuple[RootfsMount, ...]
+) -> None:
+    """What the guest may keep was decided rightly."""
+    begun = begin(directory, **changes)
+    assert begun is not None
+    factory = HostFactory(lambda _level, _message: None, None, begun)
+    assert factory.take_ahead(_request(directory / "b/pod1", *rootfs)) is begun
+    begun.close()
+    assert ended == ["ended"]

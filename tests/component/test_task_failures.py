@@ -229,6 +229,24 @@ def test_a_container_restarts_in_a_living_pod(pod: Pod) -> None:
     assert len(pod.factory.machines) == 1 and not pod.machine.closed
 
 
+def test_files_of_others_cannot_join_a_pod_that_had_none(pod: Pod) -> None:
+    """Its guest may keep for good what it reads; a container whose files are its own is welcome."""
+    for name in ("upper", "work", "lower"):
+        (pod.directory / name).mkdir()
+    paths = ",".join(f"{name}dir={pod.directory / name}" for name in ("upper", "work", "lower"))
+    overlay = [{"type": "overlay", "source": "overlay", "options": [paths]}]
+    pod.run("pod1", "sleep", rootfs=overlay)
+    joining = {"annotations": {"io.containerd.runc.v2.group": "pod1"}}
+    volume = {"destination": "/v", "type": "bind", "source": str(pod.directory), "options": ["rbind"]}
+    with pytest.raises(RpcError, match="brings files that others may change") as refused:
+        pod.create("c1", "sleep", spec=joining | {"mounts": [volume]}, rootfs=overlay)
+    assert refused.value.code == status.UNIMPLEMENTED
+    with pytest.raises(RpcError, match="brings files that others may change"):
+        pod.create("c2", "sleep", spec=joining)
+    pod.run("c3", "sleep", spec=joining, rootfs=overlay)
+    assert set(pod.machine.share.entries) == {"pod1", "c3"}
+
+
 def slow_machine(pod: Pod, monkeypatch: pytest.MonkeyPatch) -> threading.Event:
     """A machine that does not end before the event is set."""
     may_end = threading.Event()

@@ -21,8 +21,10 @@ from agent.ttrpc.status import FAILED_PRECONDITION, NOT_FOUND, RpcError
 from shim.agent_client import AgentClient
 from shim.config import Config
 from shim.oci.spec import Spec
+from shim.sandbox import ownfiles
 from shim.sandbox import plan as planning
 from shim.sandbox.fate import Fate
+from shim.sandbox.hostside import Request
 from shim.sandbox.placement import Files, SharedFiles
 from shim.sandbox.store import Store
 
@@ -372,12 +374,14 @@ class FakeFactory:
         self.fail: Exception | None = None
         self.streams_by_rpc = False
 
-    def plan(self, config: Config, spec: Spec, bundle: str, sandbox_id: str, namespace: str) -> planning.SandboxPlan:
+    def plan(self, config: Config, request: Request, sandbox_id: str, namespace: str) -> planning.SandboxPlan:
         """The real planning on a small host."""
         host = planning.HostLimits(4, 4096)
-        return planning.plan(spec, sandbox_id, namespace, config.hypervisor, host)
+        alone = ownfiles.is_alone(request.spec.annotations or {})
+        own = alone and ownfiles.are_own(request.spec, request.bundle, request.rootfs)
+        return planning.plan(request.spec, sandbox_id, namespace, config.hypervisor, host, own_files=own)
 
-    def take_ahead(self, bundle: str) -> None:
+    def take_ahead(self, request: Request) -> None:
         """Nothing was begun."""
 
     def build(self, config: Config, plan: planning.SandboxPlan, netns: str, store: Store, fate: Fate) -> FakeMachine:

@@ -23,13 +23,22 @@ def test_command_line(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("cache", ["auto", "always", "never"])
+@pytest.mark.parametrize("cache", ["fitting", "auto", "always", "never"])
 def test_always_sandboxed(kind: str, cache: str) -> None:
     """No setting leads to a daemon without namespace sandbox or with seccomp off (CVE-2026-47243)."""
     argv = " ".join(virtiofsd.command(KINDS[kind], "/d", 3, ShareConfig(cache=cache), 10))  # type: ignore[arg-type]
     assert "sandbox=namespace" in argv
     assert "seccomp=none" not in argv
     assert ("cache=none" in argv) == (kind == "c" and cache == "never")
+
+
+@pytest.mark.parametrize("own_files", [False, True])
+def test_what_fits_is_settled_and_what_was_asked_for_stays(own_files: bool) -> None:
+    """For files that nobody else writes "always", for all others the second; said by name, each is what it is."""
+    found = virtiofsd.settled(ShareConfig(thread_pool_size=3), own_files=own_files)
+    assert (found.cache, found.thread_pool_size) == ("always" if own_files else "auto", 3)
+    for cache in ("auto", "always", "never"):
+        assert virtiofsd.settled(ShareConfig(cache=cache), own_files=own_files).cache == cache
 
 
 def test_extra_arguments_come_last() -> None:
