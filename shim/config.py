@@ -95,7 +95,7 @@ class ShareConfig(_Section, frozen=True):
     copy_limit: Positive = 1
     daemon: OptionalPath = ""
     cache: Literal["fitting", "auto", "always", "never"] = FITTING
-    thread_pool_size: NotNegative = 1
+    thread_pool_size: NotNegative = 0
     queue_size: Annotated[int, msgspec.Meta(ge=16, le=1024)] = 1024
     extra_args: tuple[str, ...] = ()
 
