@@ -1,12 +1,15 @@
 """Group `files`: reading through virtio-fs in a container, in a bare guest with the same daemon, on a plugged disk, on the host.
 
 Owns: the files. The guests' caches are dropped before each run, so that what is read comes from the host, whose own cache is
-warm; the host reads from that cache. The same busybox does all of it. The disk is an erofs image of the same files.
+warm; the host reads from that cache. The same busybox does all of it, and lies where the files are in every guest: to read it
+through virtio-fs, and to translate what was read, may be as much as to look at 500 files. The disk is an erofs image of the same
+files.
 """
 
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 from collections.abc import Iterator
 from functools import partial
@@ -46,7 +49,9 @@ def alone(lab: Lab) -> list[Subject]:
 def _guests(lab: Lab, stack: Stack) -> Iterator[Place]:
     data, image = files(lab.directory)
     yield CONTAINER, container_shell(lab, data, TEMPLATE, stack), "/data"
-    yield BARE, bare_shell(lab, stack), lab.bare_guest(stack).show(data)
+    bare, shown = bare_shell(lab, stack), lab.bare_guest(stack).show(data)
+    bare.become(f"{shown}/busybox")
+    yield BARE, bare, shown
     yield DISK, container_shell(lab, image, DISKS, stack), "/data"
 
 
@@ -64,6 +69,7 @@ def files(directory: Path) -> tuple[Path, Path]:
     if not image.exists():
         (data / "small").mkdir(parents=True)
         (data / "big").write_bytes(os.urandom(1 << 20) * BIG_MIB)
+        shutil.copy("/bin/busybox", data)
         for number in range(SMALL):
             (data / "small" / f"file{number:04}").write_bytes(os.urandom(4096))
         subprocess.run(["mkfs.erofs", "--quiet", str(image), str(data)], check=True, timeout=60)
