@@ -1,4 +1,4 @@
-"""AF_VSOCK: listening sockets of the guest, who may connect to them, how much one send may have."""
+"""AF_VSOCK: listening sockets of the guest, who may connect to them, how much one send and a connection may have."""
 
 from __future__ import annotations
 
@@ -9,6 +9,9 @@ CID_ANY = 0xFFFFFFFF
 CID_HOST = 2
 
 BACKLOG = 128
+BUFFER = 1 << 20
+"""What may be on its way on a connection, in either direction, where both ends allow it: a whole frame of output
+(process/pump.py). Linux's own default, 256 KiB, makes the guest wait for the host four times a frame."""
 PACKET_MAX = 28 << 10
 """What one send may have, whatever the kernel. 6.17, and stable ones since August 2025, put more than 32 KiB into several
 descriptors, which vhost-device-vsock 0.3 and others drop without a word, and the stream stands still."""
@@ -32,8 +35,10 @@ SEND_MAX = send_max(os.uname().release)
 
 
 def listen(port: int) -> _socket.socket:
-    """A socket listening on a port of whatever CID the guest has. Raises OSError."""
+    """A socket listening on a port of whatever CID the guest has; connections have its BUFFER. Raises OSError."""
     sock = _socket.socket(_socket.AF_VSOCK, _socket.SOCK_STREAM)
+    for option in (_socket.SO_VM_SOCKETS_BUFFER_MAX_SIZE, _socket.SO_VM_SOCKETS_BUFFER_SIZE):
+        sock.setsockopt(_socket.AF_VSOCK, option, BUFFER)
     sock.bind((CID_ANY, port))
     sock.listen(BACKLOG)
     return sock

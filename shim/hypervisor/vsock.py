@@ -26,6 +26,7 @@ from collections.abc import Callable
 from typing import Final, Protocol
 
 from agent.linux import syscalls
+from agent.linux.vsock import BUFFER
 from shim import process, tools
 from shim.config import VsockConfig
 from shim.errors import HakoError, NotFound, Timeout, Unavailable
@@ -43,9 +44,12 @@ HYBRID: Final = "vsock.sock"  # and for us
 ANSWER_BYTES: Final = 32  # "OK 4294967295\n"
 READ_PAUSE: Final = 0.001  # seconds between looks whether the daemon has read what the VMM told it
 # What may be on its way from the guest, of each connection. The daemon's default, 64 KiB, is one packet, and guest and daemon
-# take turns. Not more: 6.1.y of 2026 never uses more than its own 256 KiB (virtio_transport_tx_buf_size), and the daemon
-# gives credit only once three quarters are used up: with 512 KiB the stream stands still.
-SEND_CREDIT: Final = 256 << 10
+# take turns. It tells new credit only once three quarters are used up, and 6.1.y of 2026 never uses more than the guest's socket
+# has (virtio_transport_tx_buf_size): with a smaller one, such as Linux's own 256 KiB, a stream would stand still.
+SEND_CREDIT: Final = BUFFER
+# The daemon allocates as much for each connection, for what the host does not take at once. Once the first is freed, glibc keeps
+# the next ones on its heap, which the daemon clears: memory that nothing ever comes into. A fixed threshold prevents that.
+DAEMON_ENVIRONMENT: Final = {**process.ENVIRONMENT, "MALLOC_MMAP_THRESHOLD_": str(SEND_CREDIT // 2)}
 
 
 class Transport(Protocol):
@@ -185,7 +189,7 @@ class DaemonTransport:
         try:
             self._arrival = _Arrival(directory)
             try:
-                self._child = process.spawn(command(program, directory), confine=confine)
+                self._child = process.spawn(command(program, directory), confine=confine, env=DAEMON_ENVIRONMENT)
             except BaseException:
                 self._arrival.close()
                 raise

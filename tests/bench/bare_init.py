@@ -11,7 +11,7 @@ import socket
 
 from agent import init
 from agent.api import LEVEL
-from agent.linux import syscalls
+from agent.linux import syscalls, vsock
 
 SHELL_PORT = 1024
 STREAM_PORT = 1025
@@ -37,10 +37,8 @@ def main() -> None:
 
 def listen(port: int) -> socket.socket:
     """A listening vsock socket."""
-    sock = socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM)
-    sock.bind((socket.VMADDR_CID_ANY, port))
-    sock.listen(8)
-    return sock
+    sock = vsock.listen(port)
+    return socket.socket(fileno=sock.detach())
 
 
 def serve(listener: socket.socket, work: object) -> None:

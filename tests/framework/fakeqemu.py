@@ -14,7 +14,7 @@ import signal
 import sys
 import time
 
-LEVEL = b"3"  # agent.api.LEVEL; a test compares
+LEVEL = b"4"  # agent.api.LEVEL; a test compares
 HELLO = b"hako-agent: ready " + LEVEL + b"\n"
 
 

@@ -150,3 +150,15 @@ def test_only_the_host_may_use_vsock_ports() -> None:
     assert not vsock.is_host(socket.AF_VSOCK, (1, 5000))
     assert not vsock.is_host(socket.AF_VSOCK, (3, 5000))
     assert vsock.is_host(socket.AF_UNIX, "")
+
+
+def test_a_frame_of_output_may_be_on_its_way() -> None:
+    """Connections take the listening socket's size over (vsock(7)); the host's daemon counts on it."""
+    try:
+        listener = vsock.listen(54321)
+    except OSError as exc:
+        pytest.skip(f"no AF_VSOCK here: {exc}")
+    try:
+        assert listener.getsockopt(socket.AF_VSOCK, socket.SO_VM_SOCKETS_BUFFER_SIZE) == vsock.BUFFER
+    finally:
+        listener.close()

@@ -50,5 +50,5 @@ def test_daemon_command_line() -> None:
     assert vsock.command("/bin/vdv", "/run/x.d") == [
         "/bin/vdv",
         "--vm",
-        "guest-cid=3,socket=/run/x.d/vhost.sock,uds-path=/run/x.d/vsock.sock,tx-buffer-size=262144",
+        "guest-cid=3,socket=/run/x.d/vhost.sock,uds-path=/run/x.d/vsock.sock,tx-buffer-size=1048576",
     ]
