@@ -30,6 +30,11 @@ def info(text: str) -> None:
         _write(text)
 
 
+def tells_calls() -> bool:
+    """Whether `debug` says anything."""
+    return _level[0] >= DEBUG
+
+
 def debug(text: str) -> None:
     """A call was made."""
     if _level[0] >= DEBUG:

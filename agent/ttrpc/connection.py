@@ -50,10 +50,24 @@ class Connection:
         """Queue one frame, and write what the socket takes now."""
         if self.closed:
             return
-        self._output += encode(stream_id, type, flags, payload)
+        frame = encode(stream_id, type, flags, payload)
+        if not self._output and len(frame) <= PACKET_MAX and self._sent_whole(frame):
+            return
+        self._output += frame
         self._flush()
         if len(self._output) > OUTPUT_MAX:
             self.close()
+
+    def _sent_whole(self, frame: bytes) -> bool:
+        """What most answers need; what the socket did not take of it is in the output. Errors are for _flush()."""
+        try:
+            sent = self._sock.send(frame)
+        except OSError:
+            return False
+        if sent < len(frame):
+            self._output += frame[sent:]
+            self._watch()
+        return True
 
     def close(self) -> None:
         """Close at once; frames not yet written are lost. Idempotent."""

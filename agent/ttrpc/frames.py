@@ -55,11 +55,23 @@ class Decoder:
 
     def feed(self, data: bytes) -> list[Frame]:
         """The frames that `data` completes, in order; an oversize one as soon as its header is seen."""
+        whole = self._whole(data) if not self._buffer and not self._skip else None
+        if whole is not None:
+            return [whole]
         frames: list[Frame] = []
         self._buffer += data
         while (frame := self._next()) is not None:
             frames.append(frame)
         return frames
+
+    def _whole(self, data: bytes) -> Frame | None:
+        """The frame that `data` is exactly, as when a peer calls and waits for the answer; it is not copied twice."""
+        if len(data) < HEADER_SIZE:
+            return None
+        length, stream_id, type, flags = _HEADER.unpack_from(data)
+        if length != len(data) - HEADER_SIZE or length > MAX_PAYLOAD:
+            return None
+        return Frame(stream_id, type, flags, data[HEADER_SIZE:])
 
     @property
     def incomplete(self) -> bool:

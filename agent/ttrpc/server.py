@@ -271,8 +271,9 @@ class _Pending:
 
 def _call_of(request: Request) -> Call:
     metadata: dict[str, list[str]] = {}
-    for pair in request.metadata:
-        metadata.setdefault(pair.key, []).append(pair.value)
+    if request.metadata:
+        for pair in request.metadata:
+            metadata.setdefault(pair.key, []).append(pair.value)
     return Call(request.service, request.method, metadata, request.timeout_nano)
 
 
