@@ -106,14 +106,16 @@ class Sandbox:
     def stand_by(self) -> None:
         """`prepare`, and the first container's process, as far as it is the same for every container. Raises AgentError."""
         self.prepare()
+        self._storages.prepare()
         if self._config.cgroups and self._standby is None:
             self._standby = Standby(self._namespaces, cgroups.Cgroup(STANDBY_CGROUP))
 
     def unprepare(self) -> None:
-        """Give back what `prepare` and `stand_by` made, of which there is one at a time. Idempotent."""
+        """Give back what `prepare` and `stand_by` made, of which there is one at a time, and the storages. Idempotent."""
         standby, self._standby = self._standby, None
         if standby is not None:
             standby.end()
+        self._storages.release_all()
         shared_namespaces.remove()
         self._namespaces = {}
 
@@ -131,7 +133,7 @@ class Sandbox:
             if request.dns:
                 network.write_dns(request.dns)
         except BaseException:
-            self._give_back()
+            self.unprepare()
             raise
         self._created = True
 
@@ -142,12 +144,8 @@ class Sandbox:
                 self.remove_container(cid)
             except AgentError as error:
                 log.error(f"remove container {cid}: {error}")
-        self._give_back()
-        self._created = False
-
-    def _give_back(self) -> None:
-        self._storages.release_all()
         self.unprepare()
+        self._created = False
 
     def update_storages(self, request: agent_pb2.UpdateEphemeralMountsRequest) -> None:
         """New sizes for tmpfs mounts."""

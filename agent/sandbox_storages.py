@@ -16,6 +16,11 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 SHARE_POINT = "/run/kata-containers/shared/containers"
+SHM = agent_pb2.Storage(
+    driver="ephemeral", source="shm", fstype="tmpfs", options=["noexec", "nosuid", "nodev", "mode=1777", "size=67108864"],
+    mount_point="/run/kata-containers/sandbox/shm",
+)  # fmt: skip
+"""what the host asks for unless an engine wants another size; a template has it mounted"""
 _OF_THE_SANDBOX = ("ephemeral", "local")
 _OF_CONTAINER = "io.hako.lifetime=container"
 """driver option (hako's own): memory that goes with the container"""
@@ -33,8 +38,16 @@ class SandboxStorages:
         """`seconds`: how long a device may take to appear; `saved_share`: tag of the one that is mounted already."""
         self._seconds = seconds
         self._mounted = share(saved_share) if saved_share else None
+        self._ready: agent_pb2.Storage | None = None
+        """mounted, and nobody's yet"""
         self._users: dict[str, int] = {}
         """mount point -> number of users, in the order of mounting"""
+
+    def prepare(self) -> None:
+        """Mount what nearly every sandbox wants. Raises what agent.storage.mount does. Idempotent."""
+        if self._ready is None and SHM.mount_point not in self._users:
+            storage.mount(SHM, self._seconds)
+            self._ready = SHM
 
     def acquire(self, storages: Iterable[agent_pb2.Storage]) -> list[str]:
         """Mount what is not mounted yet; the mount points to release. Nothing is held if it fails.
@@ -53,12 +66,23 @@ class SandboxStorages:
     def _acquire(self, wanted: agent_pb2.Storage) -> str:
         point = wanted.mount_point.rstrip("/") or wanted.mount_point
         if point not in self._users:
-            if wanted != self._mounted:
+            if wanted != self._mounted and not self._take_ready(wanted):
                 storage.mount(wanted, self._seconds)
             stays = wanted.driver in _OF_THE_SANDBOX and _OF_CONTAINER not in wanted.driver_options
             self._users[point] = 1 if stays else 0
         self._users[point] += 1
         return point
+
+    def _take_ready(self, wanted: agent_pb2.Storage) -> bool:
+        """Whether it is mounted already; another one at the same place is taken away."""
+        ready = self._ready
+        if ready is None or wanted.mount_point != ready.mount_point:
+            return False
+        self._ready = None
+        if wanted == ready:
+            return True
+        storage.unmount(ready.mount_point)
+        return False
 
     def release(self, points: Iterable[str]) -> None:
         """Give back what `acquire` returned. What cannot be unmounted is logged and forgotten."""
@@ -71,6 +95,9 @@ class SandboxStorages:
         """Unmount everything, last mounted first."""
         for point in reversed(list(self._users)):
             self._unmount(point)
+        ready, self._ready = self._ready, None
+        if ready is not None:
+            storage.unmount(ready.mount_point)
 
     def _unmount(self, point: str) -> None:
         del self._users[point]

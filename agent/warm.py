@@ -18,7 +18,7 @@ import os
 import struct
 import time
 
-from agent import config
+from agent import config, sandbox_storages
 from agent.api import agent_pb2, empty_pb2, jsonmap, oci_pb2, pool_pb2
 from agent.linux import procfs
 from agent.ttrpc import frames
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 HOME = "/run/hako-warm"
 ROOTFS = HOME + "/rootfs"
-SHM = "/run/kata-containers/sandbox/shm"
+SHM = sandbox_storages.SHM.mount_point
 ANSWER_SECONDS = 60.0
 KEPT_FREE = 12 << 20
 """bytes that clear_free_memory leaves, so that nothing is reclaimed for it"""
@@ -159,10 +159,7 @@ class _Host:
 
 def _pod(host: _Host, wanted: pool_pb2.ExerciseRequest) -> None:
     """In the host's order."""
-    shm = agent_pb2.Storage(
-        driver="ephemeral", source="shm", fstype="tmpfs", options=["mode=1777"], mount_point=SHM
-    )
-    storages = [*wanted.storages, shm]
+    storages = [*wanted.storages, sandbox_storages.SHM]
     request = agent_pb2.CreateSandboxRequest(hostname=NAME, storages=storages, sandbox_id=NAME, dns=["# warm"])
     request.seed, request.time = bytes(64), time.time_ns()
     host.call("CreateSandbox", request)

@@ -23,17 +23,24 @@ if TYPE_CHECKING:
 
     Key = tuple[str, str, str, int, str]
 
-# As runc, containerd, CRI-O and `hako run` write them: destination, type, options. The source is the type.
+# As runc, containerd, CRI-O and `hako run` write them: destination, type, source, options. Engines' pods have a /dev/shm of
+# their own, and only `ctr run` has /run.
 USUAL = (
-    ("/proc", "proc", ("nosuid", "noexec", "nodev")),
-    ("/dev", "tmpfs", ("nosuid", "strictatime", "mode=755", "size=65536k")),
-    ("/dev/pts", "devpts", ("nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5")),
-    ("/dev/mqueue", "mqueue", ("nosuid", "noexec", "nodev")),
-    ("/sys", "sysfs", ("nosuid", "noexec", "nodev", "ro")),
+    ("/proc", "proc", "proc", ("nosuid", "noexec", "nodev")),
+    ("/dev", "tmpfs", "tmpfs", ("nosuid", "strictatime", "mode=755", "size=65536k")),
+    ("/dev/pts", "devpts", "devpts", ("nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5")),
+    ("/dev/mqueue", "mqueue", "mqueue", ("nosuid", "noexec", "nodev")),
+    ("/dev/shm", "tmpfs", "shm", ("nosuid", "noexec", "nodev", "mode=1777", "size=65536k")),
+    ("/sys", "sysfs", "sysfs", ("nosuid", "noexec", "nodev", "ro")),
+    ("/run", "tmpfs", "tmpfs", ("nosuid", "strictatime", "mode=755", "size=65536k")),
 )
+# Mount points in the /dev that is ready: a container without one of them gets another /dev.
+IN_DEV = frozenset(("/dev/pts", "/dev/mqueue", "/dev/shm"))
 # What all of them mask and make read-only.
 MASKED = ("/proc/acpi", "/proc/kcore", "/proc/keys", "/proc/latency_stats", "/proc/scsi", "/proc/timer_list", "/sys/firmware")
 READONLY = ("/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger")
+SAME_SIZE = ("size=67108864", "size=65536k")
+"""as `hako run` and Docker write it for /dev/shm, and as containerd does"""
 SHOWS = {"/sys": syscalls.CLONE_NEWNET, "/dev/mqueue": syscalls.CLONE_NEWIPC}
 """of which namespace the mount shows the one in which it was made: a container with a new one needs its own"""
 
@@ -64,7 +71,8 @@ class Premounts:
         else:
             plan.masked_paths = [path for path in plan.masked_paths if path not in MASKED]
             plan.readonly_paths = [path for path in plan.readonly_paths if path not in READONLY]
-        if not self._devices <= {_identity(device) for device in plan.devices}:
+        destinations = {operation.destination for operation in plan.mounts}
+        if not (destinations >= IN_DEV and self._devices <= {_identity(device) for device in plan.devices}):
             usable = {key for key in usable if key[0] != "/dev"}
         elif any(key[0] == "/dev" for key in usable):
             plan.devices = [device for device in plan.devices if _identity(device) not in self._devices]
@@ -85,8 +93,8 @@ def _trees(root: Root) -> dict[Key, int]:
     return {key_of(operation): _detached(root, operation) for operation in operations}
 
 
-def _mount(destination: str, kind: str, options: Iterable[str]) -> oci_pb2.Mount:
-    return oci_pb2.Mount(destination=destination, type=kind, source=kind, options=options)
+def _mount(destination: str, kind: str, source: str, options: Iterable[str]) -> oci_pb2.Mount:
+    return oci_pb2.Mount(destination=destination, type=kind, source=source, options=options)
 
 
 def _detached(root: Root, operation: MountOp) -> int:
@@ -101,7 +109,8 @@ def _detached(root: Root, operation: MountOp) -> int:
 
 def key_of(operation: MountOp) -> Key:
     """Operations with the same one make the same mount at the same place."""
-    return operation.destination, operation.fstype, operation.source or operation.fstype, operation.options.set, operation.data
+    data = operation.data.replace(*SAME_SIZE)
+    return operation.destination, operation.fstype, operation.source or operation.fstype, operation.options.set, data
 
 
 def _identity(device: devices.Device) -> tuple[str, int, int, int, int]:

@@ -299,8 +299,13 @@ class Building(Launching):
 
     def _sandbox_request(self, files: agent_pb2.Storage) -> agent_pb2.CreateSandboxRequest:
         plan = self._plan
-        options = ["noexec", "nosuid", "nodev", "mode=1777", f"size={plan.shm_size}"]
-        shm = agent_pb2.Storage(driver="ephemeral", source="shm", fstype="tmpfs", options=options, mount_point=SANDBOX_SHM)
+        storages = [files, shared_memory(plan.shm_size)]
         return agent_pb2.CreateSandboxRequest(
-            hostname=plan.hostname, dns=plan.dns, storages=[files, shm], sandbox_id=plan.sandbox_id
+            hostname=plan.hostname, dns=plan.dns, storages=storages, sandbox_id=plan.sandbox_id
         )
+
+
+def shared_memory(size: int) -> agent_pb2.Storage:
+    """The pod's /dev/shm, of so many bytes; a template's agent has that of the default size (agent.sandbox_storages.SHM)."""
+    options = ["noexec", "nosuid", "nodev", "mode=1777", f"size={size}"]
+    return agent_pb2.Storage(driver="ephemeral", source="shm", fstype="tmpfs", options=options, mount_point=SANDBOX_SHM)

@@ -69,10 +69,12 @@ LOOK = "cut -d' ' -f4- /proc/self/mountinfo; stat -c '%n %F %a %t:%T %u:%g %N' /
         {"linux": {"namespaces": [{"type": kind} for kind in ("pid", "mount", "network")]}},
         {"mounts": [bind("/proc", "/proc2"), *default_mounts()]},
         {"mounts": [mount for mount in default_mounts() if mount["destination"] != "/sys"]},
+        {"mounts": [mount for mount in default_mounts() if mount["destination"] != "/dev/shm"]},
+        {"mounts": defaults.default_mounts()[:-3]},
         {"mounts": [mount | {"options": [*mount["options"], "ro"]} for mount in default_mounts()]},
     ],
     ids=["usual", "nothing hidden", "more hidden", "another null", "one more device", "own ipc", "own network",
-         "a bind first", "no sysfs", "read-only"],
+         "a bind first", "no sysfs", "no shm", "no mqueue", "read-only"],
 )  # fmt: skip
 def test_it_sees_what_a_forked_one_sees(changes: dict[str, Any]) -> None:
     """Mounts, devices, what is hidden and read-only: the mount tables are the same but for their numbers."""
@@ -94,17 +96,20 @@ def test_it_sees_what_a_forked_one_sees(changes: dict[str, Any]) -> None:
     in_guest(body)
 
 
-def test_the_usual_ones_are_taken() -> None:
+@pytest.mark.parametrize(
+    ("written", "left"), [(defaults.default_mounts(), {"/run"}), (default_mounts(), set())], ids=["hako run", "ctr run"]
+)
+def test_the_usual_ones_are_taken(written: list[dict[str, Any]], left: set[str]) -> None:
     """What hako run and engines write is what stands ready."""
 
     def body(guest: Guest) -> None:
         spaces = [{"type": kind} for kind in ("pid", "mount", "uts", "cgroup")]
         hidden = {"maskedPaths": list(defaults.MASKED_PATHS), "readonlyPaths": list(defaults.READONLY_PATHS)}
-        spec = guest.spec("true", mounts=defaults.default_mounts(), linux={"namespaces": spaces, **hidden})
+        spec = guest.spec("true", mounts=written, linux={"namespaces": spaces, **hidden})
         plan = plan_init("c", spec, "/run", NullCgroup(), {}, None, None)
         ready = premounts.Premounts(child.SCRATCH)
         ready.serve(plan)
-        assert ready._trees == {}
+        assert {key[0] for key in ready._trees} == left
         assert (plan.devices, plan.readonly_paths, plan.links_made) == ([], [], True)
         assert set(plan.masked_paths) == set(defaults.MASKED_PATHS) - set(premounts.MASKED)
 

@@ -23,6 +23,7 @@ GIVEN_UP = 1 << 8
 def prepared() -> None:
     """As the agent is before it forks; without limits, for which this host's cgroup v2 may have no controllers."""
     container.prepare()
+    spans.forget()
     whole = warm.spec_of
 
     def spec_of(rootfs: str) -> dict[str, Any]:

@@ -20,7 +20,9 @@ from agent.sandbox import MAX_ID, Sandbox, check_id
 from agent.service import Service
 from agent.ttrpc import status
 from agent.ttrpc.call import Call
+from shim.sandbox.builder import shared_memory
 from shim.sandbox.placement import SharedFiles
+from shim.sandbox.plan import DEFAULT_SHM
 from shim.share.tree import TAG
 
 
@@ -166,6 +168,7 @@ class Mounted:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.points: list[str] = []
+        self.calls: list[tuple[str, str]] = []
         monkeypatch.setattr("agent.storage.mount", self.mount)
         monkeypatch.setattr("agent.storage.unmount", self.unmount)
 
@@ -173,12 +176,14 @@ class Mounted:
         if storage.driver == "bad":
             raise Unsupported("bad")
         self.points.append(storage.mount_point)
+        self.calls.append(("mount", storage.mount_point))
         return storage.mount_point
 
     def unmount(self, point: str) -> bool:
         if point == "/stuck":
             raise StepError("unmount", errno.EBUSY, point)
         self.points.remove(point)
+        self.calls.append(("unmount", point))
         return True
 
 
@@ -218,6 +223,27 @@ def test_the_share_that_was_saved_is_mounted_already(monkeypatch: pytest.MonkeyP
 def test_the_hosts_share_is_the_one_that_the_agent_mounts() -> None:
     """Word for word: what differs would be mounted a second time."""
     assert SharedFiles(cast(Any, None)).sandbox_storage() == sandbox_storages.share(TAG)
+
+
+def test_shared_memory_of_the_usual_size_is_ready(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is the pod's if the pod wants it so; of another size it is made anew, and of no pod it goes again."""
+    mounted = Mounted(monkeypatch)
+    point = sandbox_storages.SHM.mount_point
+    held = sandbox_storages.SandboxStorages(0)
+    held.prepare()
+    held.prepare()
+    assert mounted.points == [point]
+    held.acquire([shared_memory(DEFAULT_SHM)])
+    assert mounted.points == [point], "not mounted twice"
+    held.release_all()
+    assert mounted.points == []
+    held.prepare()
+    held.acquire([shared_memory(4096)])
+    assert mounted.calls[-2:] == [("unmount", point), ("mount", point)]
+    held.release_all()
+    held.prepare()
+    held.release_all()
+    assert mounted.points == []
 
 
 def test_memory_of_a_container_goes_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
