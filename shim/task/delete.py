@@ -31,10 +31,10 @@ def delete(invocation: Invocation) -> bytes:
     sandbox_id = grouping.sandbox_of(grouping.read_annotations(bundle), invocation.id)
     directory = paths.sandbox_dir(sandbox_id, invocation.namespace)
     pid = 0
-    if os.path.isdir(directory):
-        pid = _delete_from(directory, invocation, sandbox_id)
-    else:
+    if not os.path.isdir(directory):
         _end_unused(paths.task_socket(sandbox_id, invocation.namespace), invocation.id)
+    if os.path.isdir(directory):  # or by now: a process that was ended had just begun its pod's machine
+        pid = _delete_from(directory, invocation, sandbox_id)
     _unmount_rootfs(bundle)
     return response(pid, KILLED, time.time_ns())
 

@@ -14,6 +14,7 @@ import pytest
 
 from shim.errors import HakoError
 from shim.sandbox import cleanup, store
+from shim.task import delete, flags
 from tests.framework.containerd import short_directory
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: mounts")
@@ -108,6 +109,21 @@ def test_a_living_pod_is_left_alone(directory: Path) -> None:
     living.die()
     daemon.kill()
     daemon.wait()
+
+
+def test_a_pod_that_begins_while_its_process_is_ended(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`delete` found no state yet; the process, killed by somebody meanwhile, had written some when it was gone."""
+    monkeypatch.setenv("HAKO_STATE_DIR", str(directory))
+    began: list[Crashed] = []
+
+    def end_unused(_socket: str, _container: str) -> None:
+        began.append(Crashed(directory))
+        began[0].die()
+
+    monkeypatch.setattr(delete, "_end_unused", end_unused)
+    invocation = flags.parse(["-namespace", "ns", "-id", "pod1", "-bundle", str(directory), "delete"])
+    delete.delete(invocation)
+    assert began and not began[0].pod.exists()
 
 
 def test_a_pid_that_is_somebody_elses_now_is_not_killed(directory: Path) -> None:
