@@ -82,14 +82,11 @@ class Standby:
         """It, on its way to READY; None if it has ended meanwhile or the order is too long, and then it is gone."""
         order, fds = order_for(cid, spec, user, plan, stdio)
         try:
-            if len(order) >= handshake.MAX_MESSAGE:
-                raise BrokenPipeError
             self._channel.send(handshake.BECOME, order, fds)
-        except OSError:
+        except OSError:  # EMSGSIZE: too long
             self._end_process()
-            return None
-        finally:
-            stdio.close_child_ends()
+            return None  # the streams are still to be given to another
+        stdio.close_child_ends()
         os.close(self._pidfd)
         return Spawned(self._pid, self._channel, plan.process)
 

@@ -122,11 +122,13 @@ def test_one_that_has_ended_is_replaced() -> None:
     def body(guest: Guest) -> None:
         waiting = standby(guest)
         os.kill(waiting._pid, 9)
-        container = guest.container(guest.spec("exit 7"))
-        container.create(Streams().plan(), waiting)
+        container = guest.container(guest.spec("cat; echo error >&2; exit 7"))
+        streams = Streams(b"in\n")
+        container.create(streams.plan(), waiting)
         assert container.init.pid != waiting._pid
         container.start()
-        assert guest.wait(container.init) == 7
+        said = streams.finish(guest, container.init)
+        assert (said.status, said.out, said.err) == (7, "in\n", "error\n")
         container.remove()
         assert children() == set()
 
@@ -139,11 +141,13 @@ def test_an_order_that_is_too_long_is_not_given() -> None:
     def body(guest: Guest) -> None:
         environment = [f"V{number}={'x' * 1000}" for number in range(handshake.MAX_MESSAGE // 1000 + 1)]
         waiting = standby(guest)
-        container = guest.container(guest.spec("exit 4", process={"env": ["PATH=/bin", *environment]}))
-        container.create(Streams().plan(), waiting)
+        container = guest.container(guest.spec("echo out; exit 4", process={"env": ["PATH=/bin", *environment]}))
+        streams = Streams()
+        container.create(streams.plan(), waiting)
         assert container.init.pid != waiting._pid
         container.start()
-        assert guest.wait(container.init) == 4
+        said = streams.finish(guest, container.init)
+        assert (said.status, said.out) == (4, "out\n")
         container.remove()
         assert children() == set()
 
