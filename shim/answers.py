@@ -1,7 +1,7 @@
 """Answers that cost time to find out and hold as long as certain files stay as they are.
 
 Owns: cache/probe/, one small file per answer, named by a hash of what the answer depends on. Must not know:
-the questions. Called by hypervisor/host.py (does KVM boot?) and share/virtiofsd.py (which daemon is it?). A
+the questions. Called by hypervisor/host.py (does KVM boot?), hypervisor/clock.py and share/virtiofsd.py (which daemon is it?). A
 file that cannot be read or written only costs the time again.
 """
 
@@ -44,6 +44,12 @@ def identity(path: str) -> str:
     except OSError:
         return f"{path}:missing"
     return f"{os.path.realpath(path)}:{status.st_size}:{status.st_mtime_ns}"
+
+
+def boot() -> str:
+    """The host's boot as an input: what holds until the next one."""
+    with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as stream:
+        return stream.read().strip()
 
 
 def _path(question: str, inputs: Sequence[str]) -> str:

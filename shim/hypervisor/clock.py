@@ -16,7 +16,6 @@ from functools import cache
 from typing import TYPE_CHECKING, Final
 
 from shim import answers
-from shim.hypervisor import host
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -35,7 +34,7 @@ FASTEST, SLOWEST = 1.25, 0.5
 @cache
 def counter_khz() -> int:
     """Of this host's time stamp counter, rounded to STEP_KHZ; 0 where it cannot be told. 30 ms once a boot of the host."""
-    return int(answers.cached("tsc", [host.boot_id()], lambda: str(_measured()))[0] or 0)
+    return int(answers.cached("tsc", [answers.boot()], lambda: str(_measured()))[0] or 0)
 
 
 def _measured() -> int:

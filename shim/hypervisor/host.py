@@ -59,7 +59,7 @@ def probe_accelerator(config: HypervisorConfig, files: GuestFiles, confine: Conf
     name, _, reason = answer.partition(" ")
     if name == "late":  # the machine may just have been busy: good until the next boot of the host
         name, since, reason = ("tcg", *reason.partition(" ")[::2])
-        if known and since != boot_id():
+        if known and since != answers.boot():
             answers.forget("kvm", inputs)
             return probe_accelerator(config, files, confine)
     return Accelerator(name, reason, cached=known)
@@ -148,16 +148,10 @@ def _boot(config: HypervisorConfig, files: GuestFiles, confine: Confinement) -> 
     try:
         vm.wait_ready(PROBE_DEADLINE, explain=False)
     except BootError as exc:
-        return f"tcg with KVM {exc}" if vm.exited() else f"late {boot_id()} with KVM {exc}"
+        return f"tcg with KVM {exc}" if vm.exited() else f"late {answers.boot()} with KVM {exc}"
     finally:
         vm.stop(0)
     return f"kvm booted in {time.monotonic() - begin:.2f} s"
-
-
-def boot_id() -> str:
-    """Of the host's kernel."""
-    with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as stream:
-        return stream.read().strip()
 
 
 def version(config: HypervisorConfig) -> str:
