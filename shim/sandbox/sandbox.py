@@ -147,10 +147,11 @@ class Sandbox:
         try:
             container.prepare(self.netns)
             built = self._ensure_machine()
-            pid = container.create_in_guest()
-            if built is not None:
-                self._await_oom(built)  # not before: the agent takes calls in their order
-            return pid
+            try:
+                return container.create_in_guest()
+            finally:
+                if built is not None:  # not before: the agent takes calls in their order
+                    self._await_oom(built)
         except BaseException as exc:
             reason = self._reason(exc)
             container.discard()
