@@ -92,11 +92,11 @@ class Arrival:
         """
         global _unseen
         os.read(self._host, 1)
+        # The event of the plug itself is of no use any more, and the kernel forgets it here (since Linux 5.1). An event
+        # after the answer must not be forgotten: the host may plug a disk as soon as it has that.
+        os.write(self._event, b"enable\n")
         self._vsock.take()
         os.write(self._host, hello)
-        # The event of the plug itself is of no use any more; later ones are.
-        os.write(self._event, b"clear\n")
-        os.write(self._event, b"enable\n")
         _unseen = f"{self._vsock.device}/rescan"
         _away.update(self._beside)
 

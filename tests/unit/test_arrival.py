@@ -81,7 +81,23 @@ def test_the_device_is_let_go_and_taken_again(sysfs: Sysfs) -> None:
     assert restored[4:6] == HEADER[4:6]
     assert restored[0x10:0x28] == HEADER[0x10:0x28]
     assert not any(restored[:4] + restored[6:0x10] + restored[0x28:])
-    assert sysfs.event.read_bytes() == b"disable\nclear\nenable\n"
+    assert sysfs.event.read_bytes() == b"disable\nenable\n"
+
+
+def test_what_is_plugged_after_the_answer_is_noticed(sysfs: Sysfs, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Switching the event on makes the kernel forget one that has come: so the host is answered later."""
+    made, host = begin(sysfs)
+    os.write(host, b"\n")
+    order, write = [], os.write
+
+    def recorded(fd: int, data: bytes) -> int:
+        order.append(data)
+        return write(fd, data)
+
+    monkeypatch.setattr(os, "write", recorded)
+    made.wait(HELLO)
+    assert order.index(b"enable\n") < order.index(HELLO)
+    os.close(host)
 
 
 def test_a_driver_that_need_not_know_keeps_the_device(sysfs: Sysfs, monkeypatch: pytest.MonkeyPatch) -> None:
