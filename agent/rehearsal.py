@@ -25,8 +25,7 @@ import os
 import struct
 import time
 
-from agent import cgroups, log, shared_namespaces, spans, warm
-from agent.api import jsonmap, oci_pb2
+from agent import cgroups, log, samplespec, shared_namespaces, spans, warm
 from agent.container.container import Container
 from agent.container.standby import Standby
 from agent.errors import DeadlineExceeded
@@ -126,7 +125,7 @@ def _seclude() -> None:
     syscalls.mount("", "/", None, syscalls.MS_REC | syscalls.MS_PRIVATE)
     syscalls.mount("tmpfs", "/run", "tmpfs", syscalls.MS_NOSUID | syscalls.MS_NODEV, "mode=0755")
     os.makedirs(HOME, 0o700)
-    os.makedirs(warm.SHM)
+    os.makedirs(samplespec.SHM)
     with open("/proc/self/oom_score_adj", "w", encoding="ascii") as file:
         file.write(str(FIRST_TO_DIE))
     os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
@@ -149,8 +148,7 @@ class _Rehearsed(Container):
 
     def __init__(self, wait: Callable[[], None]) -> None:
         warm.make_rootfs(HOME)
-        spec = oci_pb2.Spec()
-        jsonmap.fill(spec, warm.spec_of(HOME))
+        spec = samplespec.container(HOME)
         self.loop = Loop()
         spaces, cgroup = shared_namespaces.create(), cgroups.Cgroup(CGROUP)
         super().__init__(self.loop, NAME, spec, HOME, cgroup, spaces, None)
@@ -169,12 +167,11 @@ class _Rehearsed(Container):
         self.create(StdioPlan(None, *(theirs.detach() for _, theirs in pairs)), self._first)
         try:
             self.start()
-            for ours, _ in pairs:
-                self._read(ours)
+            warm.check_outputs([self._read(ours) for ours, _ in pairs])
         finally:
             self.remove()
 
-    def _read(self, stream: _socket.socket) -> None:
+    def _read(self, stream: _socket.socket) -> bytes:
         """What the program writes, to its end."""
         stream.settimeout(0)
         said, deadline = b"", time.monotonic() + STREAM_SECONDS
@@ -186,3 +183,4 @@ class _Rehearsed(Container):
             except BlockingIOError:
                 self.loop.run_once(STREAM_SECONDS)
         stream.close()
+        return said

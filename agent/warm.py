@@ -15,11 +15,10 @@ from __future__ import annotations
 
 import _socket
 import os
-import struct
 import time
 
-from agent import config, sandbox_storages
-from agent.api import agent_pb2, empty_pb2, jsonmap, oci_pb2, pool_pb2
+from agent import config, sampleprogram, samplespec, sandbox_storages
+from agent.api import agent_pb2, empty_pb2, pool_pb2
 from agent.linux import procfs
 from agent.ttrpc import frames
 from agent.ttrpc.ttrpc_pb2 import Request, Response
@@ -33,26 +32,14 @@ if TYPE_CHECKING:
 
 HOME = "/run/hako-warm"
 ROOTFS = HOME + "/rootfs"
-SHM = sandbox_storages.SHM.mount_point
 ANSWER_SECONDS = 60.0
 KEPT_FREE = 12 << 20
 """bytes that clear_free_memory leaves, so that nothing is reclaimed for it"""
 END_OF_OUTPUT = bytes(4)
 """a chunk of no bytes (agent/api/README.md)"""
+LINE_FEED = b"\0\0\0\1\n"
 SERVICE = "grpc.AgentService"
-NAME = "warm"
-
-DEVICES = ((1, 3), (1, 5), (1, 7), (5, 0), (1, 8), (1, 9), (5, 1), (5, 2), (136, None))
-"""what engines allow: major, minor (None: any); their program is in the kernel of every clone"""
-
-_ADDRESS = 0x400000
-_HEADERS = 64 + 56
-_CODE = (
-    b"\xb8\x01\x00\x00\x00\xbf\x01\x00\x00\x00\xbe"
-    + struct.pack("<I", _ADDRESS + _HEADERS + 29)
-    # mov eax, 1 (write); mov edi, 1; mov esi, text; mov edx, 1; syscall; xor edi, edi; push 60 (exit); pop rax
-    + b"\xba\x01\x00\x00\x00\x0f\x05\x31\xff\x6a\x3c\x58\x0f\x05\n"
-)
+NAME = samplespec.NAME
 
 
 def rehearse(
@@ -134,6 +121,17 @@ class _Host:
             except BlockingIOError:
                 self._loop.run_once(ANSWER_SECONDS)
 
+    def receive_output(self, sock: _socket.socket) -> bytes:
+        """All that comes, chunks with their lengths."""
+        said = b""
+        while not said.endswith(END_OF_OUTPUT):
+            data = self.receive(sock)
+            if not data:
+                raise RuntimeError("a stream has no end")
+            said += data
+        sock.close()
+        return said
+
     def call(self, method: str, request: Any, answer: Any = None) -> Any:
         """Raises RuntimeError with what the agent said."""
         self._stream_id += 2
@@ -165,28 +163,21 @@ def _pod(host: _Host, wanted: pool_pb2.ExerciseRequest) -> None:
     host.call("CreateSandbox", request)
     root = wanted.rootfs or ROOTFS
     make_rootfs(root)
-    spec = oci_pb2.Spec()
-    jsonmap.fill(spec, spec_of(root))
+    spec = samplespec.container(root)
     out, err = host.stream(1), host.stream(2)
     create = agent_pb2.CreateContainerRequest(container_id=NAME, exec_id=NAME, OCI=spec, stdout_port=1, stderr_port=2)
     host.call("CreateContainer", create)
     host.call("StartContainer", agent_pb2.StartContainerRequest(container_id=NAME))
-    for sock in (out, err):
-        while not host.receive(sock).endswith(END_OF_OUTPUT):
-            pass
-        sock.close()
+    check_outputs([host.receive_output(sock) for sock in (out, err)])
     host.call("WaitProcess", agent_pb2.WaitProcessRequest(container_id=NAME), agent_pb2.WaitProcessResponse())
     host.call("StatsContainer", agent_pb2.StatsContainerRequest(container_id=NAME), agent_pb2.StatsContainerResponse())
     host.call("RemoveContainer", agent_pb2.RemoveContainerRequest(container_id=NAME))
 
 
-def program() -> bytes:
-    """A static ELF program (elf(5)) that writes a line feed and ends: the image has none that is as small."""
-    ident = b"\x7fELF" + bytes((2, 1, 1, 0)) + bytes(8)
-    size = _HEADERS + len(_CODE)
-    header = struct.pack("<HHIQQQIHHHHHH", 2, 62, 1, _ADDRESS + _HEADERS, 64, 0, 0, 64, 56, 1, 0, 0, 0)
-    segment = struct.pack("<IIQQQQQQ", 1, 5, 0, _ADDRESS, _ADDRESS, size, size, 4096)
-    return ident + header + segment + _CODE
+def check_outputs(said: list[bytes]) -> None:
+    """Of its stdout and stderr. Raises RuntimeError if the program did not run to its end: then nothing was learned by it."""
+    if said != [LINE_FEED + END_OF_OUTPUT, END_OF_OUTPUT]:
+        raise RuntimeError(f"the sample program said {said}")
 
 
 def make_rootfs(root: str) -> None:
@@ -194,7 +185,7 @@ def make_rootfs(root: str) -> None:
     for name in ("/proc", "/sys", "/dev", "/etc"):
         os.makedirs(root + name, 0o755)
     with open(root + "/program", "wb", opener=lambda path, flags: os.open(path, flags, 0o755)) as file:
-        file.write(program())
+        file.write(sampleprogram.image())
 
 
 def remove_tree(root: str) -> None:
@@ -205,62 +196,3 @@ def remove_tree(root: str) -> None:
         for name in names:
             os.rmdir(f"{directory}/{name}")
     os.rmdir(root)
-
-
-def spec_of(rootfs: str) -> dict[str, Any]:
-    """A spec that has of everything something, as `hako run` and engines have."""
-    caps = ["CAP_CHOWN", "CAP_KILL", "CAP_SETUID"]
-    safe = ["nosuid", "noexec", "nodev"]
-    return {
-        "ociVersion": "1.2.0",
-        "process": {
-            "user": {"uid": 0, "gid": 0, "additionalGids": [10]},
-            "args": ["/program"],
-            "env": ["PATH=/bin"],
-            "cwd": "/",
-            "capabilities": {"bounding": caps, "effective": caps, "permitted": caps},
-            "rlimits": [{"type": "RLIMIT_NOFILE", "hard": 1024, "soft": 1024}],
-            "noNewPrivileges": True,
-        },
-        "root": {"path": rootfs, "readonly": False},
-        "hostname": NAME,
-        "mounts": [
-            _mount("/proc", "proc", "proc", safe),
-            _mount("/dev", "tmpfs", "tmpfs", ["nosuid", "strictatime", "mode=755", "size=65536k"]),
-            _mount("/dev/pts", "devpts", "devpts", ["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"]),
-            _mount("/dev/shm", "bind", SHM, ["rbind", *safe]),
-            _mount("/dev/mqueue", "mqueue", "mqueue", safe),
-            _mount("/sys", "sysfs", "sysfs", [*safe, "ro"]),
-            _mount("/sys/fs/cgroup", "cgroup", "cgroup", [*safe, "relatime", "ro"]),
-        ],
-        "linux": {
-            "namespaces": [{"type": kind} for kind in ("pid", "mount", "ipc", "uts", "cgroup")],
-            "resources": {
-                "cpu": {"shares": 1024, "quota": 100000, "period": 100000},
-                "memory": {"limit": 64 << 20},
-                "pids": {"limit": 100},
-                "devices": device_rules(DEVICES),
-            },
-            "maskedPaths": ["/proc/kcore", "/proc/keys", "/proc/acpi", "/sys/firmware"],
-            "readonlyPaths": ["/proc/bus", "/proc/sys", "/proc/irq"],
-            "seccomp": {
-                "defaultAction": "SCMP_ACT_ERRNO",
-                "defaultErrnoRet": 1,
-                "architectures": ["SCMP_ARCH_X86_64"],
-                "syscalls": [{"names": ["read", "write", "execve", "exit", "exit_group"], "action": "SCMP_ACT_ALLOW"}],
-            },
-        },
-    }
-
-
-def device_rules(allowed: tuple[tuple[int, int | None], ...]) -> list[dict[str, Any]]:
-    """Nothing but those."""
-    rules: list[dict[str, Any]] = [{"allow": False, "access": "rwm"}]
-    for major, minor in allowed:
-        rule: dict[str, Any] = {"allow": True, "type": "c", "major": major, "access": "rwm"}
-        rules.append(rule if minor is None else rule | {"minor": minor})
-    return rules
-
-
-def _mount(destination: str, fstype: str, source: str, options: list[str]) -> dict[str, Any]:
-    return {"destination": destination, "type": fstype, "source": source, "options": options}

@@ -61,12 +61,16 @@ class Child:
         """the agent's /dev/null: the container's could be anything"""
         self.step = "fork"
 
-    def wait_for(self, kind: int) -> bytes:
-        """The payload of the agent's next message; the child ends when the agent is gone or has given up."""
+    def message(self, kind: int) -> Message:
+        """The agent's next message; the child ends when the agent is gone or has given up."""
         message = self.channel.receive()
         if message is None or message.kind != kind:
             os._exit(FAILED_STATUS)
-        return message.payload
+        return message
+
+    def wait_for(self, kind: int) -> bytes:
+        """The payload of the agent's next message, as message() has it."""
+        return self.message(kind).payload
 
 
 def init(plan: InitPlan, channel: Channel) -> NoReturn:
@@ -133,12 +137,10 @@ def _stand_by(shared: Mapping[str, str], cgroup: Cgroup, child: Child, plan_of: 
         os.close(fd)
     child.step = "mounts"
     premounted = premounts.Premounts(SCRATCH)
-    child.channel.send(handshake.STANDING_BY)
-    message = child.channel.receive()
-    if message is None or message.kind != handshake.BECOME:
-        os._exit(FAILED_STATUS)
     child.step = "plan"
-    plan = plan_of(message, shared, cgroup)
+    program.practise(plan_of(child.message(handshake.PRACTISE), shared, cgroup).process)
+    child.channel.send(handshake.STANDING_BY)
+    plan = plan_of(child.message(handshake.BECOME), shared, cgroup)
     premounted.serve(plan)
     _make(plan, child)
 

@@ -6,7 +6,8 @@
     TERMINAL  with the master's descriptor
     PREPARED  mounts are made                   PROCEED   cgroup limits set, hooks run; state JSON for hooks
     READY     program found, root is its own    START     limits set; state JSON for hooks
-    STANDING_BY  nothing asked yet (standby.py)  BECOME    which container, with its streams' descriptors
+                                                PRACTISE  plan this container, which will not be (standby.py)
+    STANDING_BY  it has                         BECOME    which container, with its streams' descriptors
     FAILED    step, errno, path, detail
     end of file after START: the program runs (the socket closes at execve)
 
@@ -28,11 +29,12 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 MAP_IDS, PID, TERMINAL, PREPARED, READY, FAILED, STANDING_BY = range(1, 8)
-MAPPED, ADOPTED, PROCEED, START, BECOME = range(11, 16)
+MAPPED, ADOPTED, PROCEED, START, PRACTISE, BECOME = range(11, 17)
 NAMES = {
     MAP_IDS: "MAP_IDS", PID: "PID", TERMINAL: "TERMINAL", PREPARED: "PREPARED", READY: "READY",
     FAILED: "FAILED", STANDING_BY: "STANDING_BY", MAPPED: "MAPPED", ADOPTED: "ADOPTED", PROCEED: "PROCEED",
-    START: "START", BECOME: "BECOME",
+    START: "START", PRACTISE: "PRACTISE",
+    BECOME: "BECOME",
 }  # fmt: skip
 MAX_MESSAGE = 64 * 1024
 MAX_TEXT = 2048

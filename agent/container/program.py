@@ -55,12 +55,25 @@ def become(
     child.channel.send(handshake.READY)
     state = child.wait_for(handshake.START)
     hooks.run_all("startContainer", start_hooks, state)
+    # Only 0, 1 and 2 survive. Python's own descriptors close by themselves; this is for all others. Before the filter, which
+    # need not allow it, nor the message that it was refused.
+    syscalls.close_range(3, 0x7FFFFFFF, syscalls.CLOSE_RANGE_CLOEXEC)
     child.step = "seccomp"
     if process.seccomp:
         seccomp.install(process.seccomp, process.seccomp_flags)
-        capabilities.drop_extra(process.capabilities)
+        if not process.no_new_privs:
+            capabilities.drop_extra(process.capabilities)
     child.step = START_FAILED
     _execute(process, program)
+
+
+def practise(process: ProcessPlan) -> None:
+    """Look the user and the program up, which are nobody's yet: the pages that this writes to are the child's own then."""
+    users.resolve(process.identity, want_home=True)
+    try:
+        find_program(process)
+    except StepError:
+        pass
 
 
 def _join_keyring(name: str) -> None:
@@ -175,7 +188,7 @@ def _drop_privileges(process: ProcessPlan, user: users.User) -> None:
     """Bounding set, user, capabilities, no_new_privs: in the order in which each still may be set.
 
     Without no_new_privs a filter needs CAP_SYS_ADMIN, which stays until the filter is in force; so the
-    filter need allow nothing of this but the last capset(2).
+    filter need allow nothing of this but the last capset(2), and with it nothing but execve(2).
     """
     caps = process.capabilities
     capabilities.drop_bounding(caps.bounding)
@@ -190,8 +203,6 @@ def _drop_privileges(process: ProcessPlan, user: users.User) -> None:
 
 
 def _execute(process: ProcessPlan, program: str) -> None:
-    """Only 0, 1 and 2 survive. Python's own descriptors close by themselves; this is for all others."""
-    syscalls.close_range(3, 0x7FFFFFFF, syscalls.CLOSE_RANGE_CLOEXEC)
     try:
         os.execve(program, process.args, process.environment)
     except OSError as error:

@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from agent import rehearsal, spans, warm
+from agent import rehearsal, samplespec, spans
 from agent.container import container
 from tests.framework.box import Guest
 from tests.framework.inguest import in_guest, need_root
@@ -24,14 +24,14 @@ def prepared() -> None:
     """As the agent is before it forks; without limits, for which this host's cgroup v2 may have no controllers."""
     container.prepare()
     spans.forget()
-    whole = warm.spec_of
+    whole = samplespec.spec_of
 
     def spec_of(rootfs: str) -> dict[str, Any]:
         spec = whole(rootfs)
         del spec["linux"]["resources"]
         return spec
 
-    warm.spec_of = spec_of
+    samplespec.spec_of = spec_of
 
 
 def broken(rootfs: str) -> dict[str, Any]:
@@ -43,7 +43,7 @@ def state() -> tuple[object, ...]:
     """What it could leave: mounts, files, cgroups, the names, processes."""
     return (
         Path("/proc/self/mountinfo").read_text(),
-        [path for path in (rehearsal.HOME, warm.SHM) if os.path.exists(path)],
+        [path for path in (rehearsal.HOME, samplespec.SHM) if os.path.exists(path)],
         sorted(path.name for path in CGROUP.parent.iterdir() if path.is_dir()),
         os.uname().nodename,
         os.readlink("/proc/self/ns/uts"),
@@ -117,7 +117,7 @@ def test_without_it_the_agent_goes_on() -> None:
 
     def body(_guest: Guest) -> tuple[list[int], bool, bool]:
         prepared()
-        warm.spec_of = broken
+        samplespec.spec_of = broken
         before = state()
         rehearsal.begin()
         statuses = reaped()

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from agent import warm
+from agent import samplespec
 from agent.api import jsonmap, oci_pb2
 from agent.cgroups import devices
 from agent.linux import bpf
@@ -74,8 +74,8 @@ def test_the_usual_rules_are_those_of_hako_run_and_of_containerd() -> None:
     """Else every clone would load its own."""
     usual = devices.program(devices.usual())
     assert devices.program(rules(defaults.device_rules())) == usual
-    assert devices.program(rules(warm.device_rules(CONTAINERD_DEVICES))) == usual
-    assert devices.program(rules(warm.device_rules(warm.DEVICES))) == usual
+    assert devices.program(rules(samplespec.device_rules(CONTAINERD_DEVICES))) == usual
+    assert devices.program(rules(samplespec.device_rules(samplespec.DEVICES))) == usual
 
 
 def test_an_order_that_means_something_is_kept() -> None:
