@@ -93,10 +93,10 @@ def carry(ipr: Any, link: dict[str, Any], taps: list[int], rollback: Rollback) -
     """Open the tap of one link; its descriptor goes to the end of `taps`. A half-carried link swallows
     frames, hence the rollback.
     """
-    from shim.network import choose, tap
+    from shim.network import tap, tapname
 
     found = link["kind"] == "tun"
-    name = link["name"] if found else choose.tap_name(link["index"])
+    name = link["name"] if found else tapname.of_link(link["index"])
     taps.append(tap.open_tap(name, multi_queue=link["multi_queue"] and found))
     if not found:
         index = tap.prepare(ipr, name, link["mtu"])
@@ -108,11 +108,11 @@ def carry(ipr: Any, link: dict[str, Any], taps: list[int], rollback: Rollback) -
 
 def detach(ipr: Any, request: Request, rollback: Rollback) -> Answer:
     """Remove the named taps and the redirects on the links before them; what is gone already is no error."""
-    from shim.network import choose, tap
+    from shim.network import tap, tapname
 
     present = {message["index"] for message in ipr.get_links()}
     for name in request["taps"]:
-        index = choose.link_index(name)
+        index = tapname.link_of(name)
         if index is None:
             continue
         if index in present:

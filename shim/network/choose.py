@@ -15,6 +15,8 @@ from __future__ import annotations
 
 import ipaddress
 
+from shim.network import tapname
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
@@ -45,19 +47,6 @@ AF_INET = 2
 AF_INET6 = 10
 FAMILY = {AF_INET: 4, AF_INET6: 6}
 
-TAP_PREFIX = "hako"  # our taps are hako<index of the link>; at most 14 characters, IFNAMSIZ is 16
-
-
-def tap_name(index: int) -> str:
-    """Name of the tap that stands behind link `index`."""
-    return f"{TAP_PREFIX}{index}"
-
-
-def link_index(tap: str) -> int | None:
-    """The link behind which our tap of this name stands; None for another's tap."""
-    number = tap.removeprefix(TAP_PREFIX)
-    return int(number) if tap != number and number.isascii() and number.isdigit() else None
-
 
 def select_links(facts: Fact, known: list[int]) -> tuple[list[Fact], list[Fact]]:
     """The links to carry (with their passable addresses) and what is skipped; `known` are carried already."""
@@ -76,7 +65,7 @@ def select_links(facts: Fact, known: list[int]) -> tuple[list[Fact], list[Fact]]
 
 
 def _ours(link: Fact) -> bool:
-    return link["kind"] == "tun" and link_index(link["name"]) is not None
+    return link["kind"] == "tun" and tapname.link_of(link["name"]) is not None
 
 
 def _addresses(addresses: list[Fact], link: Fact) -> list[Fact]:

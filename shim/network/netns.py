@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from shim.errors import NotFound, Unsupported
-from shim.network import worker
+from shim.network import tapname, worker
 from shim.network.plan import NetworkPlan, plan_from
 from shim.network.worker import DEFAULT_TIMEOUT, NetworkError
 
@@ -156,15 +156,13 @@ def has_links(netns_path: str, beside: Iterable[int] = ()) -> bool:
 
     Raises as `open_netns`.
     """
-    from shim.network.choose import link_index
-
     netns = open_netns(netns_path)
     try:
         found = _in_namespace(netns, socket.if_nameindex)
     finally:
         os.close(netns)
     seen = set(beside)
-    return any(index not in seen and name != "lo" and link_index(name) is None for index, name in found)
+    return any(index not in seen and name != "lo" and tapname.link_of(name) is None for index, name in found)
 
 
 def _in_namespace(netns: int, look: Any) -> Any:

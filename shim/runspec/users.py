@@ -2,7 +2,7 @@
 it.
 
 Owns: their grammar and Docker's rules. Must not know: the host's users. Called by the CLI before the spec
-is made.
+is made, and by shim/sandbox/home.py.
 
 Docker's rules: names and numbers both work; a number needs no entry; without a group it is that of the
 entry, else 0; the supplementary groups are those that list the user, unless a group was given; the primary
@@ -57,6 +57,18 @@ def resolve_user(rootfs: str, text: str) -> ImageUser:
         additional = _memberships(groups, row[0], text) if row else []
     home = row[5] if row and row[5].startswith("/") else "/"
     return ImageUser(uid, gid, tuple(dict.fromkeys([gid, *additional])), home)
+
+
+def home_of(rootfs: str, uid: int) -> str:
+    """The home directory of the first user with this number in the root filesystem at this host path; "/" without one.
+
+    Raises UserError for a file that is none or holds what no environment can.
+    """
+    row = next((row for row in _rows(rootfs, "etc/passwd", 7) if row[2] == str(uid)), None)
+    home = (row[5] if row else "") or "/"
+    if "\0" in home:
+        raise UserError("/etc/passwd has a home directory with a NUL in it", step=STEP, object=str(uid))
+    return home
 
 
 def _find(rows: list[list[str]], wanted: str, by_id: int) -> list[str] | None:

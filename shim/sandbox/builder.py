@@ -220,8 +220,8 @@ class Building(Launching):
             spare.vm.plug(nic)
         marks.mark("network")
         machine = RunningMachine(spare.vm, spare.agent, spare.files, spare.vsock, network, self._plan, spare.stdio, self._fate)
+        machine.under_way(moved)  # a move waits for the kernel's RCU (Linux, cgroup_attach_lock): 10 ms and more
         self._make_sandbox(machine, network, spare.clone, marks, "from the pool")
-        moved()
         return machine
 
     def _make_sandbox(
@@ -246,7 +246,7 @@ class Building(Launching):
         if coming is not None:
             clone.make_its_own(request)
             coming.grow(machine.agent, machine.vm, self._plan)
-        machine.sandbox_asked(machine.agent.begin("CreateSandbox", request, on_answer=made))
+        machine.under_way(machine.agent.begin("CreateSandbox", request, on_answer=made))
         if follows:
             machine.await_sandbox()
             network.configure(machine.agent)

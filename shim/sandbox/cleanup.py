@@ -20,6 +20,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
+LOOK = 0.002  # an engine waits for us, and we for a pod process that is about to end
 DEATH = 2.0  # seconds that a killed process may take to go
 LEAVING = 4.0  # and one that was on its way into a cgroup; containerd gives `delete` five
 
@@ -60,7 +61,7 @@ def _lock(directory: str) -> int | None:
         except OSError:
             if time.monotonic() > deadline:
                 return None
-            time.sleep(0.01)
+            time.sleep(LOOK)
 
 
 def _stub_pid(state: dict[str, Any], container_id: str) -> int:

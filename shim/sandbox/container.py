@@ -22,7 +22,7 @@ from agent.api import agent_pb2, oci_pb2
 from shim import errors
 from shim.oci import filters, mounts, translate
 from shim.oci import spec as oci
-from shim.sandbox import layers
+from shim.sandbox import home, layers
 from shim.sandbox.hostside import HostSide, Request
 from shim.sandbox.placement import Files, Placed, Wanted
 from shim.sandbox.process import KILLED, Exit, GuestProcess
@@ -84,6 +84,9 @@ class Home(Protocol):
     @property
     def vcpus(self) -> int:
         """CPUs of the VM."""
+
+    def all_told(self, container: Container) -> None:
+        """The container has ended, its output is out, both were told."""
 
     def init_ended(self, container: Container) -> None:
         """The container's init has ended, nobody was told yet."""
@@ -148,6 +151,8 @@ class Container:
                 plans = mounts.plan(self.spec, self.bundle)
                 placed = self._place(plans)
                 guest_spec = translate.translate(self.spec, plans, self._places(placed))
+                if placed.on_host:
+                    home.complete(guest_spec.Process, self.spec, placed.on_host)
                 filters.compile_in(guest_spec, keep_profile=not self._home.agent_is_ours)
             with Span("streams", self.id):
                 relay, ports = connect(self._home, self._streams(self.init), self.id, self.id)
@@ -481,8 +486,17 @@ class Container:
         if tell:
             self._home.listener.exited(self, process, exit)
         process.told.set()
-        if process is self.init and process.relay is not None:
+        if process is not self.init:
+            return
+        if process.relay is not None:
             self._close_later(process.relay)
+        if tell and self._is_drained():
+            self._home.all_told(self)
+
+    def _is_drained(self) -> bool:
+        """Whether nothing is on its way from the guest any more."""
+        relays = [process.relay for process in (*self.execs.values(), self.init) if process.relay is not None]
+        return all(relay.drain(0) for relay in relays)
 
     def _end_stub(self) -> None:
         """Nothing about the stub must keep the container's end from being told."""

@@ -145,21 +145,21 @@ class RunningMachine:
         self._fate = fate
         self._undo = ExitStack()
         self._ports = itertools.count(1)
-        self._sandbox_made: Callable[[], None] | None = None
+        self._awaited: tuple[Callable[[], None], ...] = ()
 
     def adopt(self, undo: ExitStack) -> None:
         """How everything is taken back at the end."""
         self._undo = undo
 
-    def sandbox_asked(self, made: Callable[[], None]) -> None:
-        """The sandbox in the guest is being made; `made` waits for that."""
-        self._sandbox_made = made
+    def under_way(self, wait: Callable[[], None]) -> None:
+        """Something is being done that the sandbox needs before a program runs in it; `wait` waits for that."""
+        self._awaited = (*self._awaited, wait)
 
     def await_sandbox(self) -> None:
-        """Until the sandbox is there in the guest, which the first to ask waits for. Raises HakoError."""
-        made, self._sandbox_made = self._sandbox_made, None
-        if made is not None:
-            made()
+        """Until the sandbox is there and complete, which the first to ask waits for. Raises HakoError."""
+        awaited, self._awaited = self._awaited, ()
+        for wait in awaited:
+            wait()
 
     def learn_features(self, *, known: bool) -> None:
         """Whether the agent is ours, and streams have connections of their own. `known`: it is, as in every template."""
@@ -192,14 +192,18 @@ class RunningMachine:
         """Carry links that came since the boot into the machine."""
         self._network.rescan(self.vm, self.agent)
 
+    def expire(self) -> None:
+        """Nothing is wanted of the guest any more: its end begins, and `close` is told later. Repeatable."""
+        self._fate.release()
+        threading.Thread(target=self._kill, name="hako-kill", daemon=True).start()
+
     def close(self) -> None:
         """End everything. Repeatable.
 
         The VM has nothing to lose: what a guest wrote to the share is on the host. Its memory goes (10 ms) while the rest
         is taken back, at whose end the VM's own turn is waited for.
         """
-        self._fate.release()
-        threading.Thread(target=self._kill, name="hako-kill", daemon=True).start()
+        self.expire()
         self._undo.close()
 
     def _kill(self) -> None:

@@ -31,11 +31,15 @@ class Wanted(NamedTuple):
 
 
 class Placed(NamedTuple):
-    """Guest paths: of the root, and of the sources of mounts by their index; what the guest has to mount for them."""
+    """Guest paths: of the root, and of the sources of mounts by their index; what the guest has to mount for them.
+
+    `on_host`: host path of the root if the guest sees the same files there.
+    """
 
     rootfs: str
     sources: Mapping[int, str]
     storages: Sequence[agent_pb2.Storage] = ()
+    on_host: str = ""
 
 
 class Files(Protocol):
@@ -81,7 +85,7 @@ class SharedFiles:
             for plan in wanted.plans
             if plan.fate == mounts.SHARE
         }
-        return Placed(root, sources)
+        return Placed(root, sources, on_host=wanted.rootfs)
 
     def remove(self, container_id: str, *, machine_ends: bool = False) -> None:
         """See Files."""

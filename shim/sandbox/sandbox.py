@@ -73,6 +73,9 @@ class Machine(Protocol):
     def rescan_network(self) -> None:
         """Carry links that came since the boot into the machine."""
 
+    def expire(self) -> None:
+        """Nothing is wanted of the guest any more; `close` will follow. Repeatable."""
+
     def close(self) -> None:
         """End everything. Repeatable."""
 
@@ -367,6 +370,12 @@ class Sandbox:
             others = [item for item in self.containers.values() if item is not container]
         for other in others:
             other.kill_and_wait()
+
+    def all_told(self, container: Container) -> None:
+        """A container by itself has ended and said all: the guest's end takes a while, and need not wait for Delete."""
+        machine = self._machine
+        if not self.in_pod and container.id == self.sandbox_id and machine is not None and not machine.files.unsaved:
+            machine.expire()
 
     def _machine_ended(self, reason: str) -> None:
         """Every process of the pod has ended with the machine; the pause container is told last."""

@@ -309,6 +309,7 @@ class FakeMachine:
         self.files: Files = SharedFiles(cast("Any", self.share))
         self.vcpus = plan.vcpus
         self.closed = False
+        self.expired = False
         self.rescans = 0
         self.streams_by_rpc = False
         self.agent_is_ours = True
@@ -333,6 +334,10 @@ class FakeMachine:
     def rescan_network(self) -> None:
         """Count."""
         self.rescans += 1
+
+    def expire(self) -> None:
+        """Remember that it was said."""
+        self.expired = True
 
     def die(self) -> None:
         """QEMU is gone: connection and streams end, then the exit is noticed."""

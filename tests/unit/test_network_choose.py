@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from shim.network import choose
+from shim.network import choose, tapname
 
 MAC = "02:00:00:00:00:01"
 LINK_LOCAL = "fe80::ff:fe00:1"  # EUI-64 of MAC
@@ -74,8 +74,8 @@ def test_known_links_are_left_out() -> None:
 
 def test_a_tap_of_somebody_else_called_like_ours_is_no_tap_of_ours() -> None:
     """Only `hako` and a number is our name."""
-    assert choose.link_index("hako12") == 12
-    assert [choose.link_index(name) for name in ("hako", "hakox", "12", "tap0", "hako-1")] == [None] * 5
+    assert tapname.link_of("hako12") == 12
+    assert [tapname.link_of(name) for name in ("hako", "hakox", "12", "tap0", "hako-1")] == [None] * 5
 
 
 def test_no_link_local_duplicates() -> None:
