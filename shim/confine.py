@@ -1,6 +1,6 @@
 """What a child does to itself between fork and its program; executed by `python3 -IS`, never imported.
 
-Owns: the steps that need a process of their own and that `setpriv`, `nsenter` and `unshare` do not have:
+Owns: the steps that need a process of their own and that `setpriv` does not have:
 resource limits, oom_score_adj, umask, working directory. Must not know: what is executed. Called by process.py
 alone, which puts the other tools in front of the program.
 

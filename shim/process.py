@@ -6,10 +6,11 @@ that runs a program.
 
 A child gets /dev/null as stdin, a chosen environment, default signals and only the descriptors that it is
 handed, under the same numbers. `Confinement` says what else is done before its program runs: cgroups by us
-while the child waits, limits and directory by confine.py, network namespace by nsenter or unshare, ids,
-no_new_privs and the parent-death signal by setpriv. What is not asked for costs nothing: 1 ms for a plain
-child, 2 ms with setpriv. Moving a task to another cgroup takes the kernel about 10 ms (a grace period of RCU
-for the first of several moves), so a thread does that while the caller goes on.
+while the child waits, limits and directory by confine.py, ids, no_new_privs and the parent-death signal by
+setpriv; a network namespace by the thread that starts it, which is in it for that moment. What is not asked
+for costs nothing: 1 ms for a plain child, 2 ms with setpriv. Moving a task to another cgroup takes the kernel
+about 10 ms (a grace period of RCU for the first of several moves), so a thread does that while the caller goes
+on.
 """
 
 from __future__ import annotations
@@ -21,8 +22,8 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Final, NamedTuple, TypeAlias
 
 from shim.errors import HakoError
@@ -30,7 +31,7 @@ from shim.watch import TAIL_BYTES, Tail, watcher
 
 NEW_NETNS: Final = "new"
 PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-ENVIRONMENT: Final = {"PATH": PATH, "LANG": "C.UTF-8"}
+ENVIRONMENT: Final = {"PATH": PATH}  # without LANG: a program with a locale opens twelve files for it
 # Seconds until a process that does not end after SIGKILL is reported: it hangs in the kernel (a dead disk).
 KILL_DEADLINE = 10.0
 TRACED_PAUSE = 0.001  # seconds between looks whether it can be reaped
@@ -78,7 +79,7 @@ def confined_argv(argv: Sequence[str], confine: Confinement | None, go: int | No
     """`argv` behind the tools that carry out `confine`; pure. `go` (3 - 9) is the pipe on which the child awaits a line."""
     if confine is None:
         return list(argv)
-    return [*_await_go(go), *_confine_py(confine), *_enter_netns(confine.netns), *_setpriv(confine), *argv]
+    return [*_await_go(go), *_confine_py(confine), *_setpriv(confine), *argv]
 
 
 def _await_go(go: int | None) -> list[str]:
@@ -104,13 +105,6 @@ def _system_python() -> str:
     """The interpreter without its virtual environment: that start-up alone costs 10 ms."""
     base = getattr(sys, "_base_executable", "") or sys.executable
     return os.path.realpath(base)
-
-
-def _enter_netns(netns: str | None) -> list[str]:
-    if netns is None:
-        return []
-    tool = ["/usr/bin/unshare", "--net"] if netns == NEW_NETNS else ["/usr/bin/nsenter", f"--net={netns}"]
-    return [*tool, "--"]
 
 
 def _setpriv(confine: Confinement) -> list[str]:
@@ -314,19 +308,44 @@ log: Callable[[str], None] = _no_log
 _FileActions: TypeAlias = list[tuple[int, int, str, int, int] | tuple[int, int, int]]
 
 
-def _start(argv: Sequence[str], files: _FileActions, env: Mapping[str, str], lasting: bool) -> int:
+@contextmanager
+def _thread_in(netns: str | None) -> Iterator[None]:
+    """Let this thread, and what it starts, be in a network namespace (see Confinement). Raises OSError."""
+    if netns is None:
+        yield
+        return
+    from agent.linux import syscalls
+
+    with ExitStack() as undo:
+        ours = _opened("/proc/thread-self/ns/net", undo)
+        if netns == NEW_NETNS:
+            syscalls.unshare(syscalls.CLONE_NEWNET)
+        else:
+            syscalls.setns(_opened(netns, undo), syscalls.CLONE_NEWNET)
+        undo.callback(syscalls.setns, ours, syscalls.CLONE_NEWNET)
+        yield
+
+
+def _opened(path: str, undo: ExitStack) -> int:
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    undo.callback(os.close, fd)
+    return fd
+
+
+def _start(argv: Sequence[str], files: _FileActions, env: Mapping[str, str], lasting: bool, netns: str | None) -> int:
     """posix_spawn of `argv` with default signals, in the spawner thread if it must die with us."""
     global _spawner
 
     def start() -> int:
-        return os.posix_spawn(
-            argv[0],
-            list(argv),
-            dict(env),
-            file_actions=files,
-            setsigmask=(),
-            setsigdef=(signal.SIGPIPE, signal.SIGXFSZ, signal.SIGINT),  # Python ignores or handles these
-        )
+        with _thread_in(netns):
+            return os.posix_spawn(
+                argv[0],
+                list(argv),
+                dict(env),
+                file_actions=files,
+                setsigmask=(),
+                setsigdef=(signal.SIGPIPE, signal.SIGXFSZ, signal.SIGINT),  # Python ignores or handles these
+            )
 
     log(quoted(argv))
     _keep_inherited_descriptors()
@@ -424,9 +443,10 @@ def _spawn(
     tail: Tail | None,
 ) -> Child:
     lasting = confine is not None and confine.die_with_parent
+    netns = confine.netns if confine is not None else None
     cgroup_dirs = confine.cgroup_dirs if confine is not None else ()
     if not cgroup_dirs:
-        pid = _start(confined_argv(argv, confine), _file_actions(stdio, fds), env, lasting)
+        pid = _start(confined_argv(argv, confine), _file_actions(stdio, fds), env, lasting, netns)
         return Child(pid, argv, tail)
     with ExitStack() as ours:
         cgroups = _Cgroups(cgroup_dirs, ours)
@@ -435,7 +455,7 @@ def _spawn(
         go = next(number for number in range(3, 10) if number not in fds)
         try:
             files = [*_file_actions(stdio, fds), (os.POSIX_SPAWN_DUP2, go_read, go)]
-            child = Child(_start(confined_argv(argv, confine, go), files, env, lasting), argv, tail)
+            child = Child(_start(confined_argv(argv, confine, go), files, env, lasting, netns), argv, tail)
         finally:
             os.close(go_read)
         said = os.dup(stdio[2])

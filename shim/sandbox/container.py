@@ -142,7 +142,6 @@ class Container:
         with self._verbs, Span("host side", self.id):
             cgroup = self._home.cgroup_of(self.id, self.spec)
             self.host.prepare(cgroup, netns, lambda: _in_thread(self._stub_killed))
-            self.init.pid = self.host.pid
 
     def create_in_guest(self) -> int:
         """The guest's side; the VM is up. Returns the host pid. Raises HakoError; call `discard` then."""
@@ -170,18 +169,30 @@ class Container:
                 with Span("create", self.id):
                     timeout = self._home.config.runtime.create_container_timeout
                     created = self._home.agent.begin("CreateContainer", request, timeout)
+                    failure = self._start_stub()
                     self._home.await_sandbox()  # what it failed with comes before what follows from that
                     created()
             except BaseException:
                 relay.close()
                 raise
-            self._await_stub(relay)
+            self._await_stub(relay, failure)
             self._created(relay)
             return self.init.pid
 
-    def _await_stub(self, relay: Relay | RpcRelay) -> None:
+    def _start_stub(self) -> errors.HakoError | None:
+        """Beside the guest's work; why there is none is told when that is done, and can be undone."""
+        try:
+            self.host.start_stub()
+        except errors.HakoError as exc:
+            return exc
+        self.init.pid = self.host.pid
+        return None
+
+    def _await_stub(self, relay: Relay | RpcRelay, failure: errors.HakoError | None) -> None:
         """The stub's pid is about to be told; it had the time that the guest took."""
         try:
+            if failure is not None:
+                raise failure
             self.host.await_stub()
         except BaseException:
             relay.close()

@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from shim.cgroups import Cgroup
-    from shim.process import Child
     from shim.sandbox.store import Store
 
 
@@ -35,7 +34,7 @@ class Request(NamedTuple):
 
 
 class HostSide:
-    """See the module. `pid` is the stub's, 0 before `prepare`."""
+    """See the module. `pid` is the stub's, 0 before `start_stub`."""
 
     def __init__(
         self, request: Request, store: Store, warn: Callable[[str], None], *, run_hooks: bool, mount_rootfs: bool
@@ -48,29 +47,40 @@ class HostSide:
         self._hooks = request.spec.hooks if run_hooks else None
         self._mounts = request.rootfs if mount_rootfs else ()
         self._undo = ExitStack()
-        self._stub: Child | None = None
+        self._stub: stub.Stub | None = None
+        self._spawn_stub: Callable[[], None] = _nothing
         self._cgroup: Cgroup | None = None
 
     def prepare(self, cgroup: Cgroup, netns: str, stub_killed: Callable[[], None]) -> None:
-        """Make everything. Raises HakoError; nothing is left then.
+        """Make everything but the stub, which only hooks need already. Raises HakoError; nothing is left then.
 
         `netns`: host path of the network namespace. `stub_killed` is called, in the watching thread, when the
         stub ends by itself.
         """
+        self._spawn_stub = lambda: self._start_stub(tuple(cgroup.dirs), netns, stub_killed)
         with ExitStack() as undo:
             entry = {"bundle": self._request.bundle, "mounts": [], "cgroups": []}
             self._store.change(lambda state: state["containers"].update({self._request.id: entry}))
             undo.callback(self._forget)
             self._mount_rootfs(undo)
             self._make_cgroup(undo, cgroup)
-            self._start_stub(undo, tuple(cgroup.dirs), netns, stub_killed)
+            undo.callback(self.end_stub)
             self._run_create_hooks()
             self._undo = undo.pop_all()
+
+    def start_stub(self) -> None:
+        """Start the stub unless it was. Raises HakoError.
+
+        While the kernel moves it into its cgroup (10 ms for RCU) nobody can make a cgroup or a process, so that this comes
+        when only the guest has work to do.
+        """
+        if not self.pid:
+            self._spawn_stub()
 
     def await_stub(self) -> None:
         """Wait until the stub is in its cgroup and namespaces, where engines look for it. Raises HakoError."""
         if self._stub is not None:
-            stub.await_program(self._stub)
+            stub.await_program(self._stub.child)
 
     @property
     def rootfs_path(self) -> str:
@@ -86,10 +96,9 @@ class HostSide:
 
     def end_stub(self) -> None:
         """End and reap the stub. Repeatable."""
-        child, self._stub = self._stub, None
-        if child is not None:
-            child.terminate(0)
-            child.close()
+        ended, self._stub = self._stub, None
+        if ended is not None:
+            ended.end()
 
     def started(self) -> None:
         """Run the poststart hooks."""
@@ -128,17 +137,17 @@ class HostSide:
         except HakoError as exc:
             self._warn(str(exc))
 
-    def _start_stub(self, undo: ExitStack, cgroup_dirs: tuple[str, ...], netns: str, killed: Callable[[], None]) -> None:
-        child = stub.spawn(cgroup_dirs, netns)
-        self._stub = child
-        undo.callback(self.end_stub)
+    def _start_stub(self, cgroup_dirs: tuple[str, ...], netns: str, killed: Callable[[], None]) -> None:
+        self._stub = made = stub.spawn(cgroup_dirs, netns)
+        child = made.child
         self.pid = child.pid
         self._store.add_process(f"stub of {self._request.id}", child.pid)
-        child.on_exit(lambda: killed() if self._stub is child else None)
+        child.on_exit(lambda: killed() if self._stub is made else None)
 
     def _run_create_hooks(self) -> None:
         planned = {kind: self._hooks_of(kind) for kind in ("prestart", "create_runtime", "create_container")}
         if any(planned.values()):
+            self.start_stub()
             self.await_stub()
         for kind, found in planned.items():
             hooks.run_all(kind, found, self._state("creating"))
@@ -166,3 +175,7 @@ class HostSide:
             bundle=self._request.bundle,
             annotations=spec.annotations,
         )
+
+
+def _nothing() -> None:
+    """How a stub is started before anything is prepared."""

@@ -1,27 +1,48 @@
 """The host process that stands for a container: engines look at its pid, its cgroup and its namespaces.
 
 Owns: its start (in the container's cgroup, in the pod's network namespace) and its end. Must not know: the
-container. It does nothing; it dies with the pod process, and container.py ends it when the container ends.
-The other way round, a stub that somebody kills takes the container with it.
+container. It reads what nobody writes: its pipe's end is its own, so that it dies with the pod process, and container.py
+ends it when the container ends. The other way round, a stub that somebody kills takes the container with it.
 """
 
 from __future__ import annotations
 
 import os
 import threading
+from typing import NamedTuple
 
 from agent.linux import syscalls
 from shim import process
 from shim.errors import HakoError
 from shim.process import Child, Confinement
 
-STUB_ARGV = ("/bin/sleep", "infinity")
+STUB_ARGV = ("/bin/cat",)
 
 
-def spawn(cgroup_dirs: tuple[str, ...], netns: str | None) -> Child:
-    """A stub in these cgroup directories and in the network namespace at this host path."""
-    confine = Confinement(cgroup_dirs=cgroup_dirs, netns=netns, no_new_privs=True, die_with_parent=True)
-    return process.spawn(STUB_ARGV, confine=confine)
+class Stub(NamedTuple):
+    """`keeps`: our end of what it reads, open as long as it shall be."""
+
+    child: Child
+    keeps: int
+
+    def end(self) -> None:
+        """End and reap it; once."""
+        os.close(self.keeps)
+        self.child.terminate(0)
+        self.child.close()
+
+
+def spawn(cgroup_dirs: tuple[str, ...], netns: str | None) -> Stub:
+    """A stub in these cgroup directories and in the network namespace at this host path. Raises HakoError."""
+    confine = Confinement(cgroup_dirs=cgroup_dirs, netns=netns, no_new_privs=False, die_with_parent=False)
+    reads, keeps = os.pipe2(os.O_CLOEXEC)
+    try:
+        return Stub(process.spawn(STUB_ARGV, confine=confine, stdin=reads), keeps)
+    except BaseException:
+        os.close(keeps)
+        raise
+    finally:
+        os.close(reads)
 
 
 def await_program(child: Child, deadline: float = 10.0) -> None:

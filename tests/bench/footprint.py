@@ -24,7 +24,7 @@ from tests.bench.stacks import Stack
 REST = 3.0  # seconds after the start before anything is looked at
 WATCH = 10.0  # seconds in which processor time is counted
 MIB = 1 << 20
-NAMES = {"qemu-system": "QEMU", "virtiofsd": "virtiofsd", "vhost-device-vsock": "vsock daemon", "/bin/sleep": "stub"}
+NAMES = {"qemu-system": "QEMU", "virtiofsd": "virtiofsd", "vhost-device-vsock": "vsock daemon", "/bin/cat": "stub"}
 BOUNDS: dict[str, tuple[float | None, float | None]] = {COLD: (None, None), TEMPLATE: (110.0, 60.0), DISKS: (None, None)}
 
 
