@@ -18,7 +18,7 @@ import os
 import time
 
 from agent import config, sampleprogram, samplespec, sandbox_storages
-from agent.api import agent_pb2, empty_pb2, pool_pb2
+from agent.api import agent_pb2, pool_pb2
 from agent.linux import procfs
 from agent.ttrpc import frames
 from agent.ttrpc.ttrpc_pb2 import Request, Response
@@ -100,6 +100,7 @@ class _Host:
         self._agent = self._connect(path)
         self._decoder = frames.Decoder()
         self._stream_id = -1
+        self._answers: dict[int, bytes] = {}
 
     def _connect(self, path: str) -> _socket.socket:
         sock = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
@@ -132,27 +133,28 @@ class _Host:
         sock.close()
         return said
 
-    def call(self, method: str, request: Any, answer: Any = None) -> Any:
+    def call(self, method: str, request: Any) -> None:
         """Raises RuntimeError with what the agent said."""
+        self.finish(self.begin(method, request))
+
+    def begin(self, method: str, request: Any) -> int:
+        """A call that may be answered later; its number."""
         self._stream_id += 2
         envelope = Request(service=SERVICE, method=method, payload=request.SerializeToString())
         self._agent.sendall(frames.encode(self._stream_id, frames.REQUEST, 0, envelope.SerializeToString()))
-        response = Response()
-        response.ParseFromString(self._answer().payload)
-        if response.status.code:
-            raise RuntimeError(f"{method}: {response.status.message}")
-        answer = answer or empty_pb2.Empty()
-        answer.ParseFromString(response.payload)
-        return answer
+        return self._stream_id
 
-    def _answer(self) -> frames.Frame:
-        while True:
+    def finish(self, number: int) -> None:
+        """The answer to that call. Raises as `call`."""
+        while number not in self._answers:
             data = self.receive(self._agent)
             if not data:
                 raise RuntimeError("the agent hung up")
-            found = self._decoder.feed(data)
-            if found:
-                return found[0]
+            self._answers |= {frame.stream_id: frame.payload for frame in self._decoder.feed(data)}
+        response = Response()
+        response.ParseFromString(self._answers.pop(number))
+        if response.status.code:
+            raise RuntimeError(response.status.message)
 
 
 def _pod(host: _Host, wanted: pool_pb2.ExerciseRequest) -> None:
@@ -167,10 +169,12 @@ def _pod(host: _Host, wanted: pool_pb2.ExerciseRequest) -> None:
     out, err = host.stream(1), host.stream(2)
     create = agent_pb2.CreateContainerRequest(container_id=NAME, exec_id=NAME, OCI=spec, stdout_port=1, stderr_port=2)
     host.call("CreateContainer", create)
+    ended = host.begin("WaitProcess", agent_pb2.WaitProcessRequest(container_id=NAME, exec_id=NAME))
+    host.begin("GetOOMEvent", agent_pb2.GetOOMEventRequest())
     host.call("StartContainer", agent_pb2.StartContainerRequest(container_id=NAME))
     check_outputs([host.receive_output(sock) for sock in (out, err)])
-    host.call("WaitProcess", agent_pb2.WaitProcessRequest(container_id=NAME), agent_pb2.WaitProcessResponse())
-    host.call("StatsContainer", agent_pb2.StatsContainerRequest(container_id=NAME), agent_pb2.StatsContainerResponse())
+    host.finish(ended)
+    host.call("StatsContainer", agent_pb2.StatsContainerRequest(container_id=NAME))
     host.call("RemoveContainer", agent_pb2.RemoveContainerRequest(container_id=NAME))
 
 
