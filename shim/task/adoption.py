@@ -29,9 +29,8 @@ def become_pod(
         adopt(job)
         caller.sendall(b"%0*d" % (forkclient.PID_DIGITS, os.getpid()))
         if caller.recv(1) != forkclient.GO:
-            if spare is not None:
-                spare.close()
-            os._exit(0)
+            listener.close()
+            _leave(job["path"], spare)
         caller.close()
     except BaseException:  # noqa: BLE001 - a forked child must not return into the parent's code
         os._exit(1)
@@ -40,6 +39,14 @@ def become_pod(
         setattr(invocation, name, value)
     started = token.close if token is not None else _nobody_asks
     become_daemon(listener, job["path"], invocation, job["sandbox"], job["bundle"], options, spare, started)
+
+
+def _leave(path: str, spare: Spare | None) -> NoReturn:
+    """`start` has ended without a go: it was killed, or has made a pod process itself, which has the socket then."""
+    if spare is not None:
+        spare.close()
+    forkclient.discard(path)
+    os._exit(0)
 
 
 def _nobody_asks() -> None:

@@ -76,12 +76,10 @@ def start(invocation: flags.Invocation) -> int:
     annotations = grouping.read_annotations(bundle)
     sandbox_id = grouping.sandbox_of(annotations, invocation.id)
     path = paths.task_socket(sandbox_id, invocation.namespace)
-    listener = _bind(path)
-    if listener is not None:
+    if not (os.path.exists(path) and _answers(path)):
         if grouping.role_of(annotations) == grouping.CONTAINER:
-            _discard(listener, path)
             raise HakoError("its process is gone", step="start", object=f"sandbox {sandbox_id}")
-        _spawn(listener, path, invocation, sandbox_id, bundle)
+        _spawn(path, invocation, sandbox_id, bundle)
     _write_address(bundle, f"unix://{path}")
     return _write(f"unix://{path}".encode())
 
@@ -113,11 +111,6 @@ def _answers(path: str) -> bool:
         probe.close()
 
 
-def _discard(listener: socket, path: str) -> None:
-    listener.close()
-    _unlink(path)
-
-
 def _unlink(path: str) -> None:
     try:
         os.unlink(path)
@@ -125,14 +118,21 @@ def _unlink(path: str) -> None:
         pass
 
 
-def _spawn(listener: socket, path: str, invocation: flags.Invocation, sandbox_id: str, bundle: str) -> None:
-    """The pod process, from the forkserver or forked here: it inherits nothing of our stdio."""
+def _spawn(path: str, invocation: flags.Invocation, sandbox_id: str, bundle: str) -> None:
+    """The pod process, from the forkserver or forked here: it inherits nothing of our stdio.
+
+    The socket comes last: if we are killed nobody removes it before a process has it.
+    """
     from shim.task import options
 
     trace.note_process_start()
     given = options.parse_stdin(options.read_stdin(), invocation.id, invocation.namespace)
     score = _oom_score_adj(os.getppid())
-    waiting = forkclient.ask(_job(path, invocation, sandbox_id, bundle, given), listener)
+    offer = forkclient.reach(_job(path, invocation, sandbox_id, bundle, given))
+    listener = _bind(path)
+    if listener is None:
+        return  # another `start` was faster
+    waiting = offer.give(listener) if offer is not None else None
     pid = waiting.pid if waiting is not None else os.fork()
     if pid == 0:
         from shim.task.podprocess import become_daemon

@@ -61,27 +61,46 @@ class Waiting:
         self._sock.close()
 
 
-def ask(job: dict[str, Any], listener: socket) -> Waiting | None:
-    """A pod process for `job` (see forkserver.py) that has `listener`; None if there is nobody to make one."""
-    from _socket import AF_UNIX, SCM_RIGHTS, SOCK_STREAM, SOL_SOCKET, socket
+class Offer:
+    """A forkserver that listens, and the job for it, which takes no more time once there is something to hand over."""
+
+    __slots__ = ("_sock", "_text")
+
+    def __init__(self, sock: socket, text: bytes) -> None:
+        self._sock = sock
+        self._text = text
+
+    def give(self, listener: socket) -> Waiting | None:
+        """A pod process that has `listener`; None if it will not, or is too busy."""
+        from _socket import SCM_RIGHTS, SOL_SOCKET
+
+        fds = listener.fileno().to_bytes(4, sys.byteorder)
+        try:
+            self._sock.sendmsg([len(self._text).to_bytes(4, "big")], [(SOL_SOCKET, SCM_RIGHTS, fds)])
+            self._sock.sendall(self._text)
+            answer = self._sock.recv(PID_DIGITS)
+        except OSError:
+            answer = b""
+        if len(answer) == PID_DIGITS:
+            return Waiting(int(answer), self._sock)
+        self._sock.close()
+        return None
+
+
+def reach(job: dict[str, Any]) -> Offer | None:
+    """Whoever makes a pod process for `job` (see forkserver.py); None if there is nobody."""
+    from _socket import AF_UNIX, SOCK_STREAM, socket
 
     sock = socket(AF_UNIX, SOCK_STREAM)
     sock.settimeout(PATIENCE)
     try:
         sock.connect(address())
-        import json  # 9 ms, which a machine's first pod need not wait for
-
-        text = json.dumps(job).encode()
-        fds = listener.fileno().to_bytes(4, sys.byteorder)
-        sock.sendmsg([len(text).to_bytes(4, "big")], [(SOL_SOCKET, SCM_RIGHTS, fds)])
-        sock.sendall(text)
-        answer = sock.recv(PID_DIGITS)
     except OSError:  # there is none, or it is going, or it is too busy
-        answer = b""
-    if len(answer) == PID_DIGITS:
-        return Waiting(int(answer), sock)
-    sock.close()
-    return None
+        sock.close()
+        return None
+    import json  # 9 ms, which a machine's first pod need not wait for
+
+    return Offer(sock, json.dumps(job).encode())
 
 
 def ensure(pool: int = 0, config_path: str = "") -> None:
@@ -144,7 +163,7 @@ def end_others() -> None:
 
 
 def _is_there(pool: int) -> bool:
-    return order("fill") is not None if pool else _is_served()
+    return order("fill") is not None if pool else _is_served(address())
 
 
 def _launcher() -> list[str]:
@@ -153,12 +172,21 @@ def _launcher() -> list[str]:
     return words[: words.index(sys.argv[0]) + 1] if sys.argv[0] in words else []
 
 
-def _is_served() -> bool:
+def discard(path: str) -> None:
+    """Take a pod's socket away if nobody has it any more."""
+    if not _is_served(path):
+        try:
+            os.unlink(path)
+        except FileNotFoundError:
+            pass
+
+
+def _is_served(path: str) -> bool:
     from _socket import AF_UNIX, SOCK_STREAM, socket
 
     sock = socket(AF_UNIX, SOCK_STREAM)
     sock.settimeout(PATIENCE)
     try:
-        return sock.connect_ex(address()) == 0
+        return sock.connect_ex(path) == 0
     finally:
         sock.close()

@@ -105,23 +105,29 @@ def test_what_is_no_job_does_not_disturb_it(room: Room, data: bytes) -> None:
     assert len(os.listdir(f"/proc/{room.pid}/fd")) < 12
 
 
-def test_a_caller_that_gives_up_leaves_no_pod_process(room: Room) -> None:
-    """Until `go` the forked process does nothing; the end of the connection ends it."""
+@pytest.mark.parametrize("goes_on", [True, False], ids=["goes on by itself", "was killed"])
+def test_a_caller_that_gives_up_leaves_no_pod_process(room: Room, goes_on: bool) -> None:
+    """Until `go` the forked process does nothing; the end of the connection ends it. The socket stays if somebody has it."""
+    path = room.directory / "l"
     listener = socket(AF_UNIX, SOCK_STREAM)
-    listener.bind(str(room.directory / "l"))
+    listener.bind(str(path))
     listener.listen(1)
     invocation = {"namespace": "n", "id": "gone", "debug": False}
-    job = {"path": "/none", "invocation": invocation, "sandbox": "gone", "bundle": "/", "options": ["", ""], "began": 0}
-    waiting = forkclient.ask({**job, "environment": room.environment}, listener)
+    job = {"path": str(path), "invocation": invocation, "sandbox": "gone", "bundle": "/", "options": ["", ""], "began": 0}
+    offer = forkclient.reach({**job, "environment": room.environment})
+    assert offer is not None
+    waiting = offer.give(listener)
     assert waiting is not None and parent(waiting.pid) == room.pid
+    if not goes_on:
+        listener.close()
     waiting._sock.close()
     until("its end", lambda: not os.path.exists(f"/proc/{waiting.pid}"))
+    assert path.exists() == goes_on
     listener.close()
+    path.unlink(missing_ok=True)
 
 
 def test_nobody_is_asked_where_nobody_listens(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """`start` goes on by itself."""
     monkeypatch.setenv("HAKO_STATE_DIR", str(tmp_path))
-    listener = socket(AF_UNIX, SOCK_STREAM)
-    assert forkclient.ask({}, listener) is None
-    listener.close()
+    assert forkclient.reach({}) is None

@@ -197,7 +197,9 @@ def test_a_caller_that_gives_up_takes_its_vm_along(room: PoolRoom) -> None:
     listener.listen(1)
     invocation = {"namespace": "n", "id": "gone", "debug": False}
     job = {"path": "/none", "invocation": invocation, "sandbox": "gone", "bundle": "/", "options": ["", ""], "began": 0}
-    asked = forkclient.ask({**job, "environment": room.environment}, listener)
+    offer = forkclient.reach({**job, "environment": room.environment})
+    assert offer is not None
+    asked = offer.give(listener)
     assert asked is not None and asked.pid in before
     asked._sock.close()
     until("its end", lambda: not is_there(asked.pid))
