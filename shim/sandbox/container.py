@@ -133,6 +133,7 @@ class Container:
         self._guard = threading.Lock()
         self._undo = ExitStack()
         self._in_guest = False
+        self._root_on_host = ""
         self._oom_lock = threading.Lock()
         self._oom_noticed = False
         self._oom_told = False
@@ -150,8 +151,8 @@ class Container:
                 plans = mounts.plan(self.spec, self.bundle)
                 placed = self._place(plans)
                 guest_spec = translate.translate(self.spec, plans, self._places(placed))
-                if placed.on_host:
-                    home.complete(guest_spec.Process, self.spec, placed.on_host)
+                self._root_on_host = placed.on_host
+                home.complete(guest_spec.Process, self.spec, self._root_on_host)
                 filters.compile_in(guest_spec, keep_profile=not self._home.agent_is_ours)
             with Span("streams", self.id):
                 relay, ports = connect(self._home, self._streams(self.init), self.id, self.id)
@@ -291,6 +292,7 @@ class Container:
                 stdout_port=ports.stdout,
                 stderr_port=ports.stderr,
             )
+            home.complete(request.process, self.spec, self._root_on_host)
             process.announced.clear()
             try:
                 self._home.agent.do("ExecProcess", request)

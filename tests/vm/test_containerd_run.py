@@ -215,6 +215,18 @@ def test_exec(ctr: Runner) -> None:
     ctr.remove(name)
 
 
+def test_home_is_that_of_the_containers_passwd(ctr: Runner) -> None:
+    """As it is when the process starts; an environment that says it otherwise is left alone."""
+    script = "echo $HOME; sed -i s,:/root:,:/elsewhere:, /etc/passwd; sleep 1000"
+    name = ctr.detached("sh", "-c", script)
+    until = "for i in 1 2 3 4 5 6 7 8 9; do grep -q elsewhere /etc/passwd && break; sleep 0.5; done"
+    ctr.exec(name, "sh", "-c", until)
+    assert ctr.exec(name, "sh", "-c", "echo $HOME").stdout == b"/elsewhere\n"
+    assert ctr.run("sh", "-c", "echo $HOME").stdout == b"/root\n"
+    assert ctr.run("sh", "-c", "echo $HOME", flags=("--env", "HOME=/x")).stdout == b"/x\n"
+    ctr.remove(name)
+
+
 @pytest.mark.every_containerd
 def test_exec_with_a_terminal(ctr: Runner) -> None:
     """A terminal of the caller's size."""
