@@ -260,6 +260,8 @@ class Container:
             except BaseException:
                 self.init.announced.set()
                 raise
+            if self.init.relay is not None:
+                self.init.relay.start_input()
             with self._guard:
                 if self.init.status is Status.CREATED:
                     self.init.status = Status.RUNNING
@@ -309,6 +311,7 @@ class Container:
         process.relay = relay
         process.status = Status.RUNNING
         relay.start()
+        relay.start_input()
         if process.stdin_closed:
             relay.close_stdin()
         self._watch(process)

@@ -80,8 +80,17 @@ class Relay:
         return Pump(self._loop, source.detach(), sink, self._output_ended, framed=True)
 
     def start(self) -> None:
-        """Begin moving, once the guest knows the channels."""
+        """Begin moving output, once the guest knows the channels."""
         self._loop.call_threadsafe(self._start)
+
+    def start_input(self) -> None:
+        """Begin moving input, once the program runs. What was ended by then has none.
+
+        Not before: ctr asks for the end of the input (CloseIO) only if it reads that after Create has been answered
+        (containerd 1.6 and 2.2, cmd/ctr/commands/tasks), and a channel takes a megabyte.
+        """
+        if self._input is not None:
+            self._loop.call_threadsafe(self._input.start)
 
     def close_stdin(self) -> None:
         """CloseIO: no more input than what is in the fifo now or still comes from a client. Repeatable."""
@@ -100,9 +109,8 @@ class Relay:
         self._loop.call_threadsafe(self._close)
 
     def _start(self) -> None:
-        for pump in (self._input, *self._outputs):
-            if pump is not None:
-                pump.start()
+        for pump in tuple(self._outputs):
+            pump.start()
 
     def _close(self) -> None:
         for pump in (self._input, *tuple(self._outputs)):

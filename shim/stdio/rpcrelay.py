@@ -45,12 +45,15 @@ class RpcRelay:
         self._outputs: list[threading.Thread] = []
 
     def start(self) -> None:
-        """Begin moving, once the guest knows the process."""
+        """Begin moving output, once the guest knows the process."""
         for name, sink in (("stdout", self._streams.stdout), ("stderr", self._streams.stderr)):
             if sink is not None:
                 thread = threading.Thread(target=self._output, args=(name, sink), daemon=True)
                 self._outputs.append(thread)
                 thread.start()
+
+    def start_input(self) -> None:
+        """Begin moving input, once the program runs."""
         if self._streams.stdin is not None:
             threading.Thread(target=self._input, args=(self._streams.stdin.fd,), daemon=True).start()
 

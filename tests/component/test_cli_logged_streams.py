@@ -28,6 +28,7 @@ def _connected(loop: Loop, fifos: Fifos, log: Path) -> tuple[Relay, dict[str, so
         guest[name].settimeout(10)
     relay = Relay(loop, streams, host)
     relay.start()
+    relay.start_input()
     return relay, guest
 
 

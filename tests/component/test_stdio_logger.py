@@ -59,6 +59,7 @@ def test_a_logger_gets_both_streams_and_its_arguments(loop: Loop, tmp_path: Path
     pairs = {name: socketpair(AF_UNIX, SOCK_STREAM) for name in streams.channels()}
     relay = Relay(loop, streams, {name: pair[0] for name, pair in pairs.items()})
     relay.start()
+    relay.start_input()
     for name, (_host, guest) in pairs.items():
         send_output(guest, name.encode())
         end_output(guest)

@@ -18,14 +18,16 @@ from tests.framework.fakeguest import end_output, send_output
 from tests.framework.taskpod import Output
 
 
-def connected(loop: Loop, names: Names) -> tuple[Relay, dict[str, socket]]:
-    """A started relay and the guest's ends of its channels."""
+def connected(loop: Loop, names: Names, *, runs: bool = True) -> tuple[Relay, dict[str, socket]]:
+    """A started relay and the guest's ends of its channels; whether the program `runs`."""
     streams = Streams(names)
     host, guest = {}, {}
     for name in streams.channels():
         host[name], guest[name] = socketpair(AF_UNIX, SOCK_STREAM)
     relay = Relay(loop, streams, host)
     relay.start()
+    if runs:
+        relay.start_input()
     return relay, guest
 
 
@@ -139,6 +141,21 @@ def test_input_ends_with_close_stdin_after_all_data(loop: Loop, tmp_path: Path) 
         stream.write(b"x" * 50000)
     relay.close_stdin()
     relay.close_stdin()
+    guest["stdin"].settimeout(5)
+    assert received(guest["stdin"]) == b"x" * 50000
+
+
+def test_input_stays_in_the_fifo_until_the_program_runs(loop: Loop, tmp_path: Path) -> None:
+    """Also the end of it: an engine that could write all of it before Create is answered does not ask for the end."""
+    os.mkfifo(tmp_path / "in")
+    relay, guest = connected(loop, Names(str(tmp_path / "in"), ""), runs=False)
+    with open(tmp_path / "in", "wb") as stream:
+        stream.write(b"x" * 50000)
+    relay.close_stdin()
+    guest["stdin"].settimeout(0.3)
+    with pytest.raises(TimeoutError):
+        guest["stdin"].recv(1)
+    relay.start_input()
     guest["stdin"].settimeout(5)
     assert received(guest["stdin"]) == b"x" * 50000
 
