@@ -22,7 +22,8 @@ _PAGE = 4096
 _TEXT, _TEXT_SIZE = 0x400000, 64 * _PAGE
 _DATA, _DATA_SIZE, _BSS_SIZE = 0x600000, 4 * _PAGE, 4 * _PAGE
 _HEADERS = 64 + 3 * 56
-_SELF, _STDOUT, _NONE = -100, 1, 0  # AT_FDCWD
+_AT_FDCWD, _STDOUT, _O_RDONLY = -100, 1, 0
+_STRINGS = (b"/\0", b"/program\0", b"/proc/self/exe\0", b"\n")
 _ARCH_SET_FS, _TCGETS, _SIG_BLOCK, _SIGPIPE, _STACK_LIMIT, _ANY = 0x1002, 0x5401, 0, 13, 3, 2**64 - 1
 _READ, _READ_WRITE, _PRIVATE_ANONYMOUS = 1, 3, 0x22
 _LOAD, _STACK, _X, _W, _R = 1, 0x6474E551, 1, 2, 4
@@ -35,13 +36,12 @@ _SYSCALL = b"\x0f\x05"
 
 def image() -> bytes:
     """The ELF file. It runs anywhere on x86_64 Linux, and ends with status 0 also where calls are refused."""
-    code = _code()
     ident = b"\x7fELF" + bytes((2, 1, 1, 0)) + bytes(8)
     header = struct.pack("<HHIQQQIHHHHHH", 2, 62, 1, _TEXT + _HEADERS, 64, 0, 0, 64, 56, 3, 0, 0, 0)
     segments = _segment(_LOAD, _R | _X, 0, _TEXT, _TEXT_SIZE, _TEXT_SIZE)
     segments += _segment(_LOAD, _R | _W, _TEXT_SIZE, _DATA, _DATA_SIZE, _DATA_SIZE + _BSS_SIZE)
     segments += _segment(_STACK, _R | _W, 0, 0, 0, 0)
-    return (ident + header + segments + code).ljust(_TEXT_SIZE + _DATA_SIZE, b"\0")
+    return (ident + header + segments + _code()).ljust(_TEXT_SIZE + _DATA_SIZE, b"\0")
 
 
 def _segment(kind: int, flags: int, offset: int, address: int, in_file: int, in_memory: int) -> bytes:
@@ -50,26 +50,24 @@ def _segment(kind: int, flags: int, offset: int, address: int, in_file: int, in_
 
 def _code() -> bytes:
     """What it does, in its order; paths and the line feed lie behind the last call, in the text."""
-    strings = b"/\0/program\0/proc/self/exe\0\n"
+    strings = b"".join(_STRINGS)
     root, program, exe, text = (_TEXT + _TEXT_SIZE - len(strings) + strings.index(each) for each in _STRINGS)
     kept, scratch = _DATA + 3 * _PAGE + 1024, _DATA + _PAGE  # the kernel looks into the first until the end
     body = b"".join((
         _call("brk", 0), _grow_heap(), _call("arch_prctl", _ARCH_SET_FS, kept), _call("set_tid_address", kept),
         _call("set_robust_list", kept + 64, 24), _call("rseq", kept + 128, 32, 0, 0x53053053),
-        _call("prlimit64", 0, _STACK_LIMIT, 0, scratch), _call("readlinkat", _SELF, exe, scratch, _PAGE),
+        _call("prlimit64", 0, _STACK_LIMIT, 0, scratch), _call("readlinkat", _AT_FDCWD, exe, scratch, _PAGE),
         _call("getrandom", scratch, 8, 1), _call("uname", scratch), _call("getuid"), _call("geteuid"),
         _call("rt_sigaction", _SIGPIPE, 0, scratch, 8), _call("rt_sigprocmask", _SIG_BLOCK, 0, scratch, 8),
         _touch(_TEXT, _TEXT_SIZE, write=False), _touch(_DATA, _DATA_SIZE + _BSS_SIZE, write=True),
         _call("mprotect", _DATA, _PAGE, _READ),
         _call("mmap", 0, 4 * _PAGE, _READ_WRITE, _PRIVATE_ANONYMOUS, _ANY, 0), _use_mapping(),
-        _call("newfstatat", _SELF, root, scratch, 0), _call("getcwd", scratch, 256),
-        _call("openat", _SELF, program, _NONE), b"\x48\x89\xc7", _call("read", None, scratch, _PAGE), _call("close", None),
+        _call("newfstatat", _AT_FDCWD, root, scratch, 0), _call("getcwd", scratch, 256),
+        _call("openat", _AT_FDCWD, program, _O_RDONLY), b"\x48\x89\xc7",  # mov rdi, rax
+        _call("read", None, scratch, _PAGE), _call("close", None),
         _call("ioctl", _STDOUT, _TCGETS, scratch), _call("write", _STDOUT, text, 1), _call("exit_group", 0),
     ))  # fmt: skip
     return body.ljust(_TEXT_SIZE - _HEADERS - len(strings), b"\xcc") + strings
-
-
-_STRINGS = (b"/\0", b"/program", b"/proc", b"\n")
 
 
 def _call(name: str, *arguments: int | None) -> bytes:

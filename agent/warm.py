@@ -137,15 +137,16 @@ class _Host:
         """Raises RuntimeError with what the agent said."""
         self.finish(self.begin(method, request))
 
-    def begin(self, method: str, request: Any) -> int:
-        """A call that may be answered later; its number."""
+    def begin(self, method: str, request: Any) -> tuple[int, str]:
+        """A call that may be answered later: its number, and its method for errors."""
         self._stream_id += 2
         envelope = Request(service=SERVICE, method=method, payload=request.SerializeToString())
         self._agent.sendall(frames.encode(self._stream_id, frames.REQUEST, 0, envelope.SerializeToString()))
-        return self._stream_id
+        return self._stream_id, method
 
-    def finish(self, number: int) -> None:
+    def finish(self, begun: tuple[int, str]) -> None:
         """The answer to that call. Raises as `call`."""
+        number, method = begun
         while number not in self._answers:
             data = self.receive(self._agent)
             if not data:
@@ -154,7 +155,7 @@ class _Host:
         response = Response()
         response.ParseFromString(self._answers.pop(number))
         if response.status.code:
-            raise RuntimeError(response.status.message)
+            raise RuntimeError(f"{method}: {response.status.message}")
 
 
 def _pod(host: _Host, wanted: pool_pb2.ExerciseRequest) -> None:

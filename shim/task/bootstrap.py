@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from shim.task import options
 
 VERSION = "0.1.0"
+PATIENCE = 2.0  # seconds for a pod process to accept a connection
 ADDRESS_FILE = "address"  # containerd 1.x and CRI-O find the process again by it, in every container's bundle
 
 
@@ -76,7 +77,7 @@ def start(invocation: flags.Invocation) -> int:
     annotations = grouping.read_annotations(bundle)
     sandbox_id = grouping.sandbox_of(annotations, invocation.id)
     path = paths.task_socket(sandbox_id, invocation.namespace)
-    if not (os.path.exists(path) and _answers(path)):
+    if not (os.path.exists(path) and forkclient.is_served(path, PATIENCE)):
         if grouping.role_of(annotations) == grouping.CONTAINER:
             raise HakoError("its process is gone", step="start", object=f"sandbox {sandbox_id}")
         _spawn(path, invocation, sandbox_id, bundle)
@@ -96,19 +97,10 @@ def _bind(path: str) -> socket | None:
             return listener
         except OSError:
             listener.close()
-            if _answers(path):
+            if forkclient.is_served(path, PATIENCE):
                 return None
             _unlink(path)
     raise HakoError("cannot be bound", step="start", object=f"socket {path}")
-
-
-def _answers(path: str) -> bool:
-    probe = socket(AF_UNIX, SOCK_STREAM)
-    probe.settimeout(2)
-    try:
-        return bool(probe.connect_ex(path) == 0)
-    finally:
-        probe.close()
 
 
 def _unlink(path: str) -> None:

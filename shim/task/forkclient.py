@@ -163,7 +163,7 @@ def end_others() -> None:
 
 
 def _is_there(pool: int) -> bool:
-    return order("fill") is not None if pool else _is_served(address())
+    return order("fill") is not None if pool else is_served(address())
 
 
 def _launcher() -> list[str]:
@@ -174,18 +174,19 @@ def _launcher() -> list[str]:
 
 def discard(path: str) -> None:
     """Take a pod's socket away if nobody has it any more."""
-    if not _is_served(path):
+    if not is_served(path):
         try:
             os.unlink(path)
         except FileNotFoundError:
             pass
 
 
-def _is_served(path: str) -> bool:
+def is_served(path: str, patience: float = PATIENCE) -> bool:
+    """Whether a living process listens at `path`; `patience`: seconds that a busy one has."""
     from _socket import AF_UNIX, SOCK_STREAM, socket
 
     sock = socket(AF_UNIX, SOCK_STREAM)
-    sock.settimeout(PATIENCE)
+    sock.settimeout(patience)
     try:
         return sock.connect_ex(path) == 0
     finally:
