@@ -44,8 +44,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _dispatch(invocation: flags.Invocation) -> int:
     if invocation.v:
-        sys.stdout.write(f"containerd-shim-hako-v2:\n  Version:  {VERSION}\n")
-        return 0
+        return _write(f"containerd-shim-hako-v2:\n  Version:  {VERSION}\n".encode())
     if invocation.info:
         from shim.task import info
 

@@ -3,9 +3,10 @@
 Owns: how many there are, when one is made, which job gets one, when all of them go. Must not know: how a VM is made
 (shim/sandbox/spare.py), what the processes do (waiting.py). Part of the forkserver, in whose only thread it runs.
 
-One is made at a time, and none while a pod is starting. None is made if the host's available memory would fall below a
-tenth of the total by it, and all go when tasks are stalled for want of memory (PSI, where the kernel has it). Nothing is
-looked at by a clock: what is missing is made when something happens; only failures and shortage are waited out.
+One is made at a time, and none while a pod is starting or has just started. None is made if the host's available memory
+would fall below a tenth of the total by it, and all go when tasks are stalled for want of memory (PSI, where the kernel has
+it). Nothing is looked at by a clock: what is missing is made when something happens; only starts, failures and shortage are
+waited out.
 """
 
 from __future__ import annotations
@@ -36,6 +37,8 @@ PRESSURE = "/proc/pressure/memory"
 TRIGGER = b"some 200000 2000000\0"
 CALM = 60.0  # seconds without pressure until the pool is filled again
 STARTING = 5.0  # seconds that a pod's start may keep the pool from being filled
+LULL = 1.0  # seconds after a pod's start in which nothing is made: it has just begun to work, and the next may be coming
+LULLS = 5.0  # seconds that a VM is missing before starts do not put it off any more
 PAUSES = (1.0, 2.0, 5.0, 15.0, 60.0)  # seconds after the first, second ... failure in a row
 CHANGES = 0x8 | 0x40 | 0x80 | 0x200  # IN_CLOSE_WRITE, IN_MOVED_FROM, IN_MOVED_TO, IN_DELETE (inotify(7))
 
@@ -99,6 +102,8 @@ class Pool:
         self._entries: dict[int, Entry] = {}
         self._starting: dict[int, float] = {}
         self._not_before = 0.0
+        self._calm_from = 0.0
+        self._short_since = 0.0
         self._failures = 0
         self._counts = dict.fromkeys(("hits", "misses", "made", "lost", "drained"), 0)
         self._reason = ""
@@ -190,6 +195,8 @@ class Pool:
         self.reload()
         for entry in self._waiting():
             if entry.ready and entry.hand_over(job, listener, caller):
+                if len(self._waiting()) == self.size:
+                    self._short_since = time.monotonic()
                 del self._entries[entry.pidfd]
                 self.starting(entry.sock)
                 self._counts["hits"] += 1
@@ -205,6 +212,7 @@ class Pool:
         def started() -> None:
             del self._starting[fd]
             self._loop.forget(token)
+            self._calm_from = min(time.monotonic() + LULL, self._short_since + LULLS)
 
         self._loop.watch(token, started)
 
@@ -216,7 +224,7 @@ class Pool:
         if len(waiting) >= self.size or not all(entry.ready for entry in waiting) or self._config is None:
             return None
         now = time.monotonic()
-        wait = max([self._not_before - now, *(until - now for until in self._starting.values())])
+        wait = max([self._not_before - now, self._calm_from - now, *(until - now for until in self._starting.values())])
         if wait > 0:
             return wait
         if not has_room(self._config.hypervisor.default_memory):

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+import select
 import signal
 import sys
-from _socket import AF_UNIX, SOCK_STREAM, socket
+from _socket import AF_UNIX, SOCK_STREAM, socket, socketpair
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 import pytest
 
 from shim.task import forkclient, pool
+from tests.framework import fakepool
 from tests.framework.forkroom import SHIM, Room, opened, parent, until
 from tests.framework.importgraph import REPOSITORY
 
@@ -249,3 +251,79 @@ def test_all_go_when_memory_is_short(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     patience = kept.tend()
     assert patience is not None
     assert pool.CALM - 5 < patience <= pool.CALM
+
+
+class Clock:
+    """Stands in for the module `time`."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+class ForkingLoop(Loop):
+    """As the forkserver's, as far as a pool of one process needs it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.made: list[int] = []
+
+    def forget(self, thing: socket | int) -> None:
+        super().forget(thing)
+        if isinstance(thing, socket):
+            thing.close()
+
+    def fork(self) -> int:
+        pid = os.fork()
+        if pid:
+            self.made.append(pid)
+        return pid
+
+    def happens(self, thing: socket) -> None:
+        """Wait for it, and do what is to be done then."""
+        assert select.select([thing], [], [], 10)[0], "nothing has happened for 10 s"
+        self.watched[thing.fileno()][0]()
+
+
+def test_starts_put_it_off_but_not_for_ever(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """For a second after each, until a VM is missing for five."""
+    config = tmp_path / "hako.toml"
+    config.write_text("[factory]\npool = 1\n")
+    for name, value in (("HAKO_CONFIG", str(config)), ("HAKO_STATE_DIR", str(tmp_path))):
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(pool, "time", clock := Clock())
+    loop = ForkingLoop()
+    kept = pool.Pool(loop, make=lambda config, _log: fakepool.FakeSpare(config), pressure=str(tmp_path / "none"))
+    kept.open()
+
+    def start_another() -> None:
+        """A pod that gets none."""
+        ours, theirs = socketpair()
+        kept.starting(ours)
+        theirs.close()
+        loop.happens(ours)
+
+    try:
+        start_another()
+        assert kept.tend() is None and len(loop.made) == 1, "the first is not put off"
+        (entry,) = kept._waiting()
+        loop.happens(entry.sock)
+        listener, caller = socketpair()
+        job = {"options": [str(config), ""], "environment": dict(os.environ)}
+        assert kept.take(job, listener, caller) is entry
+        assert kept.tend() == pytest.approx(pool.STARTING)
+        os.kill(entry.pid, signal.SIGKILL)
+        loop.happens(entry.sock)
+        assert kept.tend() == pytest.approx(pool.LULL)
+        clock.now += 4.5
+        start_another()
+        assert kept.tend() == pytest.approx(0.5)
+        clock.now += 1
+        start_another()
+        assert kept.tend() is None and len(loop.made) == 2
+    finally:
+        for pid in loop.made:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)

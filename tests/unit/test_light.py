@@ -32,6 +32,18 @@ def test_what_is_no_json_is_refused(text: str) -> None:
         light.loads(text.encode("latin-1"))
 
 
+@pytest.mark.parametrize("value", [{}, {"a": [1, -2.5, None, True, {}, ""]}, {"é": "\udc80\n\"", "b": {"c": 2**70}}])
+def test_it_writes_what_json_writes(value: dict[str, object]) -> None:
+    """An environment's bytes that are no UTF-8 too (surrogates)."""
+    assert light.dumps(value) == json.dumps(value).encode()
+
+
+def test_what_json_cannot_write() -> None:
+    """Is refused as json refuses it."""
+    with pytest.raises(TypeError, match="not JSON serializable"):
+        light.dumps({"a": object()})
+
+
 def test_the_digest() -> None:
     """The same as hashlib's."""
     assert light.sha256_hex(b"abc") == hashlib.sha256(b"abc").hexdigest()
