@@ -179,13 +179,17 @@ class Child:
         except ProcessLookupError:
             pass
 
+    def kill(self) -> None:
+        """SIGKILL, whose effect is not waited for."""
+        self.signal(signal.SIGKILL)
+
     def terminate(self, timeout: float = 2.0) -> int:
         """SIGTERM, after `timeout` seconds (0: at once) SIGKILL. Reaped on return; may be repeated."""
         if timeout > 0:
             self.signal(signal.SIGTERM)
         status = self.wait(timeout)
         if status is None:
-            self.signal(signal.SIGKILL)
+            self.kill()
             status = self.wait(KILL_DEADLINE)
         if status is None:
             raise CommandFailed(self.argv, f"process {self.pid} does not end after SIGKILL")

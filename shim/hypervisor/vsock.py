@@ -73,6 +73,9 @@ class Transport(Protocol):
     def status(self) -> int | None:
         """The daemon's exit status as Child.poll gives it; None while it runs, and where there is none."""
 
+    def kill(self) -> None:
+        """Begin with the end of its daemon, if there is one; `close` waits for it."""
+
     def close(self) -> None:
         """End it. Idempotent."""
 
@@ -140,6 +143,9 @@ class KernelTransport:
     def status(self) -> int | None:
         """See Transport."""
         return None
+
+    def kill(self) -> None:
+        """See Transport."""
 
     def close(self) -> None:
         """See Transport."""
@@ -265,6 +271,10 @@ class DaemonTransport:
     def status(self) -> int | None:
         """See Transport."""
         return self._child.poll()
+
+    def kill(self) -> None:
+        """See Transport."""
+        self._child.kill()
 
     def close(self) -> None:
         """See Transport."""

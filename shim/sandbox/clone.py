@@ -93,7 +93,7 @@ def make_its_own(request: agent_pb2.CreateSandboxRequest) -> None:
 class Clone:
     """A VMM that waits for a saved VM while its memory is copied.
 
-    `vm` is the VMM, the caller's to stop; the copy's descriptors are to be closed once it has them.
+    `vm` is the VMM, the caller's to stop; the copy is to be closed once it has that, and freed when it has ended.
     """
 
     def __init__(self, config: Config, saved: template.Template, spec: VmSpec) -> None:
@@ -106,7 +106,8 @@ class Clone:
             try:
                 self.vm: Waiting = Qemu(config.hypervisor).restore(spec._replace(memory_fd=self._copy.memory_fd))
             except BaseException:
-                self._copy.close()
+                self.close()
+                self.free()
                 raise
 
     @contextmanager
@@ -141,5 +142,9 @@ class Clone:
             agent.do("OnlineCPUMem", agent_pb2.OnlineCPUMemRequest(wait=True, nb_cpus=plugged, cpu_only=True))
 
     def close(self) -> None:
-        """Close the descriptors of the copy. Idempotent."""
+        """The VMM has all of the copy. Idempotent."""
         self._copy.close()
+
+    def free(self) -> None:
+        """The VMM has ended. Idempotent."""
+        self._copy.free()

@@ -122,6 +122,7 @@ class Launching:
         spec = spec._replace(share=share if spec.mounted else None)
         coming = clone.Clone(self._config, saved.template, spec)
         ours.callback(coming.close)
+        self._undo.callback(coming.free)
         self._own_vmm(coming.vm)
         return coming
 
@@ -175,7 +176,7 @@ class Launching:
         self._store.change(lambda state: state["paths"].append(directory))
         vsock = open_transport(self._config.vsock, directory, confine)
         self._on_undo("vsock", vsock.close)
-        self._fate.watch_daemon("vhost-device-vsock", vsock.on_exit, vsock.status)
+        self._fate.watch_daemon("vhost-device-vsock", vsock.on_exit, vsock.status, vsock.kill)
         return vsock
 
     def _begin_network(self) -> host_network.Attaching | None:
@@ -200,7 +201,7 @@ class Launching:
     def _owned(self, name: str, child: Child) -> None:
         self._store.add_process(name, child.pid)
         self._on_undo(name, lambda: _end(child))
-        self._fate.watch_daemon(name, child.on_exit, child.poll)
+        self._fate.watch_daemon(name, child.on_exit, child.poll, child.kill)
 
     def _on_undo(self, name: str, step: Callable[[], object]) -> None:
         """Take a step back at the end; what cannot be taken back is told and does not keep the others."""

@@ -194,7 +194,7 @@ class RunningMachine:
 
     def expire(self) -> None:
         """Nothing is wanted of the guest any more: its end begins, and `close` is told later. Repeatable."""
-        self._fate.release()
+        self._fate.dismiss()
         threading.Thread(target=self._kill, name="hako-kill", daemon=True).start()
 
     def close(self) -> None:

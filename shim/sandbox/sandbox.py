@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from typing import TYPE_CHECKING, Protocol
 
 from shim import cgroups, errors, paths
@@ -212,6 +213,13 @@ class Sandbox:
             if parts != (None, None, -1, None):
                 self._ending.append(threading.Thread(target=_take_down, args=parts, name="hako-take-down"))
                 self._ending[-1].start()
+
+    def await_end(self, seconds: float) -> bool:
+        """Whether nothing is left of the pod on the host, within so many seconds."""
+        until = time.monotonic() + seconds
+        for thread in tuple(self._ending):
+            thread.join(max(until - time.monotonic(), 0))
+        return not os.path.exists(paths.sandbox_dir(self.sandbox_id, self.namespace))
 
     def end(self) -> None:
         """End the pod because its process ends: every process is told as ended, nothing is left on the

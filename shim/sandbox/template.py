@@ -68,7 +68,7 @@ class Template(NamedTuple):
 class Copy:
     """What a clone starts from: its own RAM, which is being filled in a thread, and the devices' state.
 
-    `memory_fd` and `state_fd` stay ours until `close`.
+    `state_fd` stays ours until `close`, `memory_fd` until `free`.
     """
 
     def __init__(self, template: Template) -> None:
@@ -104,13 +104,19 @@ class Copy:
             raise _unusable(self._template, self._error)
 
     def close(self) -> None:
-        """Close the descriptors. Idempotent."""
+        """The VMM has what it needs. Idempotent."""
         self._thread.join()
-        for name in ("_source", "state_fd", "memory_fd"):
+        for name in ("_source", "state_fd"):
             fd = getattr(self, name)
             setattr(self, name, -1)
             if fd >= 0:
                 os.close(fd)
+
+    def free(self) -> None:
+        """Let go of the memory, after the VMM: to free its pages takes 5 ms, which nobody waits for then. Idempotent."""
+        fd, self.memory_fd = self.memory_fd, -1
+        if fd >= 0:
+            threading.Thread(target=os.close, args=(fd,), name="hako-free", daemon=True).start()
 
 
 def _unusable(template: Template, exc: OSError) -> HakoError:

@@ -19,7 +19,7 @@ from _socket import AF_UNIX, SOCK_STREAM, socket
 from shim import paths, trace
 from shim.errors import HakoError
 from shim.oci import grouping
-from shim.task import flags, forkclient
+from shim.task import deleted, flags, forkclient
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -73,6 +73,7 @@ def _dispatch(invocation: flags.Invocation) -> int:
 def start(invocation: flags.Invocation) -> int:
     """Print the address of the pod's process, which is started if there is none yet."""
     bundle = os.path.abspath(invocation.bundle or os.getcwd())
+    deleted.forget(bundle)
     annotations = grouping.read_annotations(bundle)
     sandbox_id = grouping.sandbox_of(annotations, invocation.id)
     path = paths.task_socket(sandbox_id, invocation.namespace)

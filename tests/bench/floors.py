@@ -58,6 +58,7 @@ def restored(lab: Lab, stack: Stack, template: Template) -> float:
             return time.perf_counter() - begin
     finally:
         copy.close()
+        copy.free()
 
 
 @contextmanager

@@ -6,6 +6,7 @@ import os
 import signal
 import stat
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -19,7 +20,7 @@ from agent.api import empty_pb2
 from agent.ttrpc.client import Client
 from shim import paths
 from shim.sandbox.store import Store
-from shim.task import remote
+from shim.task import deleted, remote
 from shim.task.api import task_pb2
 from tests.framework.containerd import short_directory, write_launcher
 from tests.framework.taskpod import write_bundle
@@ -211,6 +212,19 @@ def test_delete_of_something_unknown_succeeds(shim: Shim) -> None:
         reply = shim.delete("c1", directory)
         assert (reply.exit_status, reply.pid) == (137, 0)
         assert abs(reply.exited_at.seconds - time.time()) < 20
+
+
+def test_delete_says_what_the_pods_process_has_left_to_be_said(shim: Shim) -> None:
+    """Without Python; a bundle that is used once more is looked at again. Only `delete` asks for it."""
+    bundle = write_bundle(shim.directory / "b", ["true"])
+    told = task_pb2.DeleteResponse(pid=7, exit_status=3)
+    deleted.leave(str(bundle), told.SerializeToString())
+    shim.binary.write_text(shim.binary.read_text().replace(sys.executable, "/nonexistent"))
+    assert shim.delete("c1", bundle) == told
+    assert b"/nonexistent" in shim.run("-namespace", "ns", "-id", "delete", "start", bundle=bundle, check=False).stderr
+    shim.binary = write_launcher(shim.directory)
+    shim.start("c1", bundle)
+    assert shim.delete("c1", bundle).exit_status == 137
 
 
 def test_delete_unmounts_what_a_dead_shim_left(shim: Shim) -> None:

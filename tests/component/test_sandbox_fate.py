@@ -29,7 +29,7 @@ class Parts:
 
     def watch(self) -> None:
         """What builder.py does."""
-        self.fate.watch_daemon("daemon", self.daemon.on_exit, self.daemon.poll)
+        self.fate.watch_daemon("daemon", self.daemon.on_exit, self.daemon.poll, self.daemon.kill)
         self.fate.watch_vmm(self.vmm.on_exit, self.vmm.poll, lambda: "the VM has ended")
         self.fate.also(lambda: self.vmm.terminate(0))
         self.fate.tell(self._tell)
@@ -93,7 +93,7 @@ def test_an_outer_fate_ends_the_inner_one(parts: Parts) -> None:
 def test_what_comes_late_is_ended_too(parts: Parts) -> None:
     """A part that is made, and somebody who wants to be told, after the end."""
     parts.daemon.terminate(0)
-    parts.fate.watch_daemon("daemon", parts.daemon.on_exit, parts.daemon.poll)
+    parts.fate.watch_daemon("daemon", parts.daemon.on_exit, parts.daemon.poll, parts.daemon.kill)
     assert parts.fate.wait(10)
     parts.fate.also(lambda: parts.vmm.terminate(0))
     assert parts.vmm.wait(10) == -9
@@ -108,3 +108,11 @@ def test_an_end_that_is_meant_is_no_news(parts: Parts) -> None:
     parts.vmm.terminate(0)
     parts.daemon.terminate(0)
     assert not parts.told.wait(0.3) and parts.fate.reason == ""
+
+
+def test_dismissed_daemons_end_at_once(parts: Parts) -> None:
+    """And nobody is told; the VMM is ended by who has dismissed them."""
+    parts.watch()
+    parts.fate.dismiss()
+    assert parts.daemon.wait(10) == -9
+    assert not parts.told.wait(0.1) and parts.vmm.poll() is None

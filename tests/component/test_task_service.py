@@ -14,11 +14,12 @@ import pytest
 
 from agent.ttrpc import status
 from agent.ttrpc.status import RpcError
-from shim.task import autoremove
+from shim import paths
+from shim.task import autoremove, deleted, service
 from shim.task.api import metrics_pb2, task_pb2
 from shim.task.service import TaskService
 from tests.framework.containerd import short_directory
-from tests.framework.taskpod import Pod, alive
+from tests.framework.taskpod import NAMESPACE, Pod, alive
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: network namespaces and cgroups")
 
@@ -43,12 +44,12 @@ def test_a_container_lives_and_tells_its_events_in_order(pod: Pod) -> None:
     """create, start, exit and delete come in this order with the same pid, status and time."""
     pid = pod.run("pod1", "exit", "7")
     waited = pod.call("Wait", id="pod1")
-    deleted = pod.call("Delete", id="pod1")
+    reply = pod.call("Delete", id="pod1")
     gone = pod.events.wait_for("delete")
     assert pod.events.topics() == ["create", "start", "exit", "delete"]
-    assert (waited.exit_status, deleted.exit_status, gone.exit_status) == (7, 7, 7)
-    assert waited.exited_at == deleted.exited_at == gone.exited_at
-    assert deleted.pid == gone.pid == pid
+    assert (waited.exit_status, reply.exit_status, gone.exit_status) == (7, 7, 7)
+    assert waited.exited_at == reply.exited_at == gone.exited_at
+    assert reply.pid == gone.pid == pid
     assert abs(waited.exited_at.seconds - time.time()) < 10
 
 
@@ -365,6 +366,42 @@ def test_connect_and_shutdown_never_fail(pod: Pod) -> None:
     pod.call("Delete", id="pod1")
     pod.call("Shutdown", id="pod1")
     assert pod.shut_down.wait(5)
+
+
+def test_shutdown_leaves_the_answer_for_the_delete_that_follows(pod: Pod) -> None:
+    """How the container ended, in its bundle: the last one's when nothing of the pod is left, others' at their Delete."""
+    pod.run("pod1", "sleep")
+    pod.run("c2", "sleep")
+    replies = {}
+    for name in ("c2", "pod1"):
+        pod.call("Kill", id=name, signal=9)
+        pod.call("Wait", id=name)
+        replies[name] = pod.call("Delete", id=name)
+        left = pod.directory / "b" / name / paths.ANSWER_FILE
+        assert left.exists() == (name == "c2")
+        pod.call("Shutdown", id=name)
+        assert task_pb2.DeleteResponse.FromString(left.read_bytes()) == replies[name]
+        assert replies[name].exit_status == 137
+    assert not os.path.exists(paths.sandbox_dir("pod1", NAMESPACE))
+
+
+def test_no_answer_is_left_while_something_is(pod: Pod, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine that does not end in time, a root that is still mounted, a bundle that has gone: `delete` looks by itself."""
+    monkeypatch.setattr(service, "TAKE_DOWN", 0.05)
+    go_on = threading.Event()
+    pod.run("pod1", "sleep")
+    monkeypatch.setattr(pod.machine, "close", lambda: go_on.wait(10))
+    pod.call("Kill", id="pod1", signal=9)
+    pod.call("Wait", id="pod1")
+    pod.call("Delete", id="pod1")
+    pod.call("Shutdown", id="pod1")
+    assert pod.shut_down.is_set()
+    assert not (pod.directory / "b/pod1" / paths.ANSWER_FILE).exists()
+    go_on.set()
+    deleted.leave(str(pod.directory / "none"), b"x")
+    monkeypatch.setattr(os.path, "ismount", lambda path: path == str(pod.directory / "b/pod1/rootfs"))
+    deleted.leave(str(pod.directory / "b/pod1"), b"x")
+    assert not (pod.directory / "b/pod1" / paths.ANSWER_FILE).exists()
 
 
 def test_auto_remove_takes_everything_away(pod: Pod) -> None:

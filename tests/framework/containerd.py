@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from shim import paths, tools
+from shim.install import launcher
 from tests.framework import ociimage, stack
 
 HAKO = "io.containerd.hako.v2"
@@ -51,12 +52,6 @@ DISABLED = [
         ("nri", "nri"),
     )
 ]
-LAUNCHER = """#!{python} -IS
-import sys
-sys.path[:0] = {path!r}
-from shim.task import bootstrap
-sys.exit(bootstrap.main())
-"""
 Result = subprocess.CompletedProcess[bytes]
 
 
@@ -79,8 +74,7 @@ def write_launcher(directory: Path) -> Path:
     """The shim's binary as an installation would write it, running this checkout."""
     path = directory / "containerd-shim-hako-v2"
     site = next(entry for entry in sys.path if entry.endswith("site-packages"))
-    python = ROOT / ".venv/bin/python"
-    path.write_text(LAUNCHER.format(python=python, path=[str(ROOT), site]))
+    path.write_text(launcher.text(path.name, str(ROOT), site, str(ROOT / ".venv/bin/python")))
     path.chmod(0o755)
     return path
 

@@ -57,8 +57,10 @@ def test_a_clone_gets_the_memory_that_was_saved() -> None:
     os.pwrite(first.memory_fd, b"tenant", 0)
     assert os.pread(second.memory_fd, 6, 0) == b"aaaaaa"
     assert os.pread(first.state_fd, 5, 0) == b"state"
-    first.close()
-    second.close()
+    for copy in (first, second):
+        copy.close()
+        assert copy.memory_fd >= 0, "the VMM is not waited for to end"
+        copy.free()
     assert (first.memory_fd, first.state_fd) == (-1, -1)
 
 
@@ -71,6 +73,7 @@ def test_pages_of_zeros_take_no_room() -> None:
     copy.finish()
     assert os.fstat(copy.memory_fd).st_blocks * 512 == 2 * PAGE
     copy.close()
+    copy.free()
 
 
 def test_nobody_else_may_read_it() -> None:
@@ -105,6 +108,7 @@ def test_what_is_left_of_a_template_is_in_nobodys_way(cache: Path) -> None:
     copy.finish()
     assert os.pread(copy.memory_fd, 3, 0) == b"ram"
     copy.close()
+    copy.free()
 
 
 def test_a_template_without_its_files_says_so() -> None:
@@ -173,7 +177,9 @@ def test_the_least_used_go_when_there_are_too_many() -> None:
         os.utime(made.directory, (1000 + number, 1000 + number))
     oldest = template.find("k0")
     assert oldest is not None
-    template.Copy(oldest).close()
+    copied = template.Copy(oldest)
+    copied.close()
+    copied.free()
     assert template.sweep(2) == ["k2", "k1"]
     assert [found.key for found in template.every()] == ["k0", "k3"]
 
