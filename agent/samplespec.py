@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from typing import Any
 
 NAME = "warm"
+PROGRAM = "/link"
+"""a symbolic link to its program, as most of a small image's programs are"""
 SHM = sandbox_storages.SHM.mount_point
 DEVICES = ((1, 3), (1, 5), (1, 7), (5, 0), (1, 8), (1, 9), (5, 1), (5, 2), (136, None))
 """what engines allow: major, minor (None: any); their program is in the kernel of every clone"""
@@ -34,7 +36,7 @@ def spec_of(rootfs: str) -> dict[str, Any]:
         "ociVersion": "1.2.0",
         "process": {
             "user": {"uid": 0, "gid": 0, "additionalGids": [10]},
-            "args": ["/program"],
+            "args": [PROGRAM],
             "env": ["PATH=/bin"],
             "cwd": "/",
             "capabilities": {"bounding": caps, "effective": caps, "permitted": caps},

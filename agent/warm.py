@@ -167,9 +167,12 @@ def _pod(host: _Host, wanted: pool_pb2.ExerciseRequest) -> None:
     root = wanted.rootfs or ROOTFS
     make_rootfs(root)
     spec = samplespec.container(root)
-    out, err = host.stream(1), host.stream(2)
-    create = agent_pb2.CreateContainerRequest(container_id=NAME, exec_id=NAME, OCI=spec, stdout_port=1, stderr_port=2)
+    given, out, err = host.stream(1), host.stream(2), host.stream(3)
+    create = agent_pb2.CreateContainerRequest(container_id=NAME, exec_id=NAME, OCI=spec)
+    create.stdin_port, create.stdout_port, create.stderr_port = 1, 2, 3
     host.call("CreateContainer", create)
+    given.sendall(b"for nobody\n")
+    given.close()
     ended = host.begin("WaitProcess", agent_pb2.WaitProcessRequest(container_id=NAME, exec_id=NAME))
     host.begin("GetOOMEvent", agent_pb2.GetOOMEventRequest())
     host.call("StartContainer", agent_pb2.StartContainerRequest(container_id=NAME))
@@ -189,8 +192,9 @@ def make_rootfs(root: str) -> None:
     """The directory of the throw-away container."""
     for name in ("/proc", "/sys", "/dev", "/etc"):
         os.makedirs(root + name, 0o755)
-    with open(root + "/program", "wb", opener=lambda path, flags: os.open(path, flags, 0o755)) as file:
+    with open(root + sampleprogram.PATH, "wb", opener=lambda path, flags: os.open(path, flags, 0o755)) as file:
         file.write(sampleprogram.image())
+    os.symlink(sampleprogram.PATH, root + samplespec.PROGRAM)
 
 
 def remove_tree(root: str) -> None:

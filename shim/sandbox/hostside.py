@@ -59,7 +59,8 @@ class HostSide:
         """
         self._spawn_stub = lambda: self._start_stub(tuple(cgroup.dirs), netns, stub_killed)
         with ExitStack() as undo:
-            entry = {"bundle": self._request.bundle, "mounts": [], "cgroups": []}
+            mounts = [self._rootfs_target] if self._mounts else []
+            entry = {"bundle": self._request.bundle, "mounts": mounts, "cgroups": list(cgroup.dirs)}
             self._store.change(lambda state: state["containers"].update({self._request.id: entry}))
             undo.callback(self._forget)
             self._mount_rootfs(undo)
@@ -112,16 +113,17 @@ class HostSide:
         """Run the poststop hooks, after `release`."""
         hooks.run_all_tolerantly("poststop", self._hooks_of("poststop"), self._state("stopped"), self._warn)
 
+    @property
+    def _rootfs_target(self) -> str:
+        return os.path.join(self._request.bundle, "rootfs")
+
     def _mount_rootfs(self, undo: ExitStack) -> None:
         if not self._mounts:
             return
-        target = os.path.join(self._request.bundle, "rootfs")
-        self._remember("mounts", [target])
-        rootfs.mount_all(self._mounts, target)
-        undo.callback(rootfs.unmount, target)
+        rootfs.mount_all(self._mounts, self._rootfs_target)
+        undo.callback(rootfs.unmount, self._rootfs_target)
 
     def _make_cgroup(self, undo: ExitStack, cgroup: Cgroup) -> None:
-        self._remember("cgroups", list(cgroup.dirs))
         undo.callback(self._remove_cgroup, cgroup)
         cgroup.create()
         self._store.change(lambda state: state["cgroup_parents"].extend(cgroup.parents))
@@ -151,9 +153,6 @@ class HostSide:
             self.await_stub()
         for kind, found in planned.items():
             hooks.run_all(kind, found, self._state("creating"))
-
-    def _remember(self, key: str, values: list[str]) -> None:
-        self._store.change(lambda state: state["containers"][self._request.id][key].extend(values))
 
     def _forget(self) -> None:
         """A disk that is full must not keep a container from going: what the state file still names is gone then."""

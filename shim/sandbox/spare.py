@@ -24,12 +24,13 @@ from typing import TYPE_CHECKING
 
 from agent.api import agent_pb2, empty_pb2, pool_pb2
 from shim import paths, process
-from shim.agent_client import POOL
+from shim.agent_client import POOL, STDIO_PORT
 from shim.errors import HakoError
 from shim.sandbox import cleanup, clone, guestfiles, hostfacts, templatebuild
 from shim.sandbox.builder import Building
 from shim.sandbox.disks import DiskFiles
 from shim.sandbox.fate import Fate
+from shim.sandbox.machine import STREAM_TIMEOUT
 from shim.sandbox.placement import SharedFiles
 from shim.sandbox.plan import DEFAULT_SHM, SandboxPlan
 from shim.sandbox.store import Store, is_alive
@@ -171,9 +172,11 @@ class _Making(Building):
         return spare
 
     def _exercise(self, spare: Spare, tree: ShareTree | None) -> None:
-        """A container such as pods have, in a sandbox of its own."""
+        """A container such as pods have, in a sandbox of its own; its streams are not vsock's, so one of those ends, too."""
         seed = os.urandom(clone.SEED_BYTES)
         spare.agent.do("ReseedRandomDev", agent_pb2.ReseedRandomDevRequest(data=seed))
+        with spare.vsock.connect(STDIO_PORT, STREAM_TIMEOUT) as stream:
+            stream.sendall(b"P")  # the agent waits for the rest of its line, and is told that there is none
         request = pool_pb2.ExerciseRequest(storages=[spare.files.sandbox_storage()])
         root = os.path.join(spare.directory, EXERCISE)
         if tree is not None:

@@ -1,9 +1,10 @@
 """What is on disk about one pod: enough to clean up after any of its processes was killed at any moment.
 
-Owns: state.json (written to a temporary, synced, renamed, after every change and before what it describes
-is made) and the lock beside it, which the pod process holds as long as it lives. Must not know: how to take
-things away (cleanup.py). Written by sandbox.py and container.py, read by `delete` and by the `hako`
-command. Light imports only.
+Owns: state.json (written to a temporary, renamed, after every change and before what it describes is made) and
+the lock beside it, which the pod process holds as long as it lives. Must not know: how to take things away
+(cleanup.py). Written by sandbox.py and container.py, read by `delete` and by the `hako` command. Light imports
+only. Nothing is synced: of what is described here nothing survives a failure of the machine, but only of processes, and
+where /run is no tmpfs each of a start's seven changes would wait for the disk.
 
 The lock answers "is the pod's process alive?" without a pid: the kernel drops it with the last descriptor.
 """
@@ -193,15 +194,13 @@ def read(directory: str) -> dict[str, Any] | None:
 
 
 def write_atomically(path: str, data: bytes) -> None:
-    """Replace a file so that a crash leaves the old or the new content, never a mixture. Raises OSError; the old
-    content is there then.
+    """Replace a file so that the end of this process leaves the old or the new content, never a mixture. Raises OSError; the
+    old content is there then.
     """
     temporary = path + NEW
     try:
         with open(temporary, "wb", opener=_private) as stream:
             stream.write(data)
-            stream.flush()
-            os.fsync(stream.fileno())
         os.rename(temporary, path)
     except OSError:
         _unlink(temporary)
