@@ -13,6 +13,7 @@ from functools import partial
 from agent.api import health_pb2
 from agent.ttrpc.client import Client
 from tests.bench.bare import BareGuest
+from tests.bench.bare_init import zeros
 from tests.bench.floors import F_FORK, F_PING, PINGS, median
 from tests.bench.lab import Lab
 from tests.bench.measure import RunFailed, readable
@@ -23,7 +24,6 @@ from tests.bench.stacks import Stack, on
 from tests.bench.subjects import Subject, single
 
 MIB = 100
-CHUNK = 64 << 10
 STALL = 30.0  # seconds without a byte
 CHECK, EXEC, CONTAINER = "agent round trip, Check", "exec of /bin/true by the task API", "container of /bin/true in a warm pod"
 THROUGH, RAW = f"{MIB} MiB through a container's stdout", f"{MIB} MiB by raw vsock"
@@ -79,7 +79,7 @@ def _through(lab: Lab, pod: Pod) -> float:
     path = pod.fifo(name)
     fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     try:
-        pod.exec(pod.name, name, ["dd", "if=/dev/zero", f"bs={CHUNK}", f"count={(MIB << 20) // CHUNK}"], stdout=str(path))
+        pod.exec(pod.name, name, zeros(MIB << 20), stdout=str(path))
         seconds = _drain(fd)
         pod.finish(pod.name, name)
         return seconds
