@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import os
 
-ANSWER_FILE = "deleted"  # in a bundle, see shim/task/deleted.py
+ANSWER_FILE = "hako-deleted"  # in a bundle, see shim/task/deleted.py
 SOCKET_PATH_LIMIT = 107  # sun_path is 108 bytes with its terminating zero (unix(7))
 
 
