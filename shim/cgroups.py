@@ -131,8 +131,14 @@ class Cgroup:
             if "cpuset" in hierarchy.controllers:
                 _inherit_cpuset(level)
 
+    def missing_parents(self) -> list[str]:
+        """The parents that `create` would have to make now, the deepest first."""
+        levels = [level for hierarchy, directory in zip(self._hierarchies, self.dirs, strict=True)
+                  for level in _levels(hierarchy.mount, directory) if level != directory]  # fmt: skip
+        return [level for level in reversed(levels) if not os.path.isdir(level)]
+
     @property
-    def parents(self) -> list[str]:
+    def _parents(self) -> list[str]:
         """The parents that `create` had to make, the deepest first."""
         return [directory for directory in reversed(self._made) if directory not in self.dirs]
 
@@ -162,7 +168,7 @@ class Cgroup:
         """
         end = time.monotonic() + REMOVE_DEADLINE
         stuck = [directory for directory in self.dirs if not _rmdir(directory, end)]
-        self._made = [directory for directory in self.parents if not _rmdir(directory, 0.0)][::-1]
+        self._made = [directory for directory in self._parents if not _rmdir(directory, 0.0)][::-1]
         if stuck:
             raise HakoError("still in use", step="remove a cgroup", object=", ".join(stuck))
 

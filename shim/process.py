@@ -32,6 +32,7 @@ from shim.watch import TAIL_BYTES, Tail, watcher
 NEW_NETNS: Final = "new"
 PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 ENVIRONMENT: Final = {"PATH": PATH}  # without LANG: a program with a locale opens twelve files for it
+DIE_WITH_PARENT: Final = "--pdeathsig=KILL"  # setpriv(1)
 # Seconds until a process that does not end after SIGKILL is reported: it hangs in the kernel (a dead disk).
 KILL_DEADLINE = 10.0
 TRACED_PAUSE = 0.001  # seconds between looks whether it can be reaped
@@ -79,15 +80,19 @@ def confined_argv(argv: Sequence[str], confine: Confinement | None, go: int | No
     """`argv` behind the tools that carry out `confine`; pure. `go` (3 - 9) is the pipe on which the child awaits a line."""
     if confine is None:
         return list(argv)
-    return [*_await_go(go), *_confine_py(confine), *_setpriv(confine), *argv]
+    return [*_await_go(go, confine), *_confine_py(confine), *_setpriv(confine), *argv]
 
 
-def _await_go(go: int | None) -> list[str]:
+def _await_go(go: int | None, confine: Confinement) -> list[str]:
     """A shell starts in a millisecond, an interpreter in eight. Without a line (we have died) the program does not run.
 
-    POSIX has redirections of one digit only.
+    The signal for our death is asked for before that line: who dies in between is missed by neither. A change of the user
+    takes it back (Linux, commit_creds), after which setpriv asks once more. POSIX has redirections of one digit only.
     """
-    return [] if go is None else ["/bin/sh", "-c", f'read -r line <&{go} && exec {go}<&- "$@"', "hako-go"]
+    if go is None:
+        return []
+    bound = ["/usr/bin/setpriv", DIE_WITH_PARENT, "--"] if confine.die_with_parent else []
+    return [*bound, "/bin/sh", "-c", f'read -r line <&{go} && exec {go}<&- "$@"', "hako-go"]
 
 
 def _confine_py(confine: Confinement) -> list[str]:
@@ -115,7 +120,7 @@ def _setpriv(confine: Confinement) -> list[str]:
         words += [f"--reuid={confine.uid}", f"--regid={gid}", groups]
         words += ["--bounding-set=-all", "--inh-caps=-all"]
     words += ["--no-new-privs"] if confine.no_new_privs else []
-    words += ["--pdeathsig=KILL"] if confine.die_with_parent else []
+    words += [DIE_WITH_PARENT] if confine.die_with_parent else []
     return ["/usr/bin/setpriv", *words, "--"] if words else []
 
 

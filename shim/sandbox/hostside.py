@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from shim.errors import HakoError
 from shim.oci import spec as oci
@@ -59,9 +59,7 @@ class HostSide:
         """
         self._spawn_stub = lambda: self._start_stub(tuple(cgroup.dirs), netns, stub_killed)
         with ExitStack() as undo:
-            mounts = [self._rootfs_target] if self._mounts else []
-            entry = {"bundle": self._request.bundle, "mounts": mounts, "cgroups": list(cgroup.dirs)}
-            self._store.change(lambda state: state["containers"].update({self._request.id: entry}))
+            self._note(cgroup)
             undo.callback(self._forget)
             self._mount_rootfs(undo)
             self._make_cgroup(undo, cgroup)
@@ -126,7 +124,6 @@ class HostSide:
     def _make_cgroup(self, undo: ExitStack, cgroup: Cgroup) -> None:
         undo.callback(self._remove_cgroup, cgroup)
         cgroup.create()
-        self._store.change(lambda state: state["cgroup_parents"].extend(cgroup.parents))
         self._cgroup = cgroup
         linux = self._request.spec.linux
         if linux is not None and linux.resources is not None:
@@ -153,6 +150,17 @@ class HostSide:
             self.await_stub()
         for kind, found in planned.items():
             hooks.run_all(kind, found, self._state("creating"))
+
+    def _note(self, cgroup: Cgroup) -> None:
+        mounts = [self._rootfs_target] if self._mounts else []
+        entry = {"bundle": self._request.bundle, "mounts": mounts, "cgroups": list(cgroup.dirs)}
+        parents = cgroup.missing_parents()
+
+        def note(state: dict[str, Any]) -> None:
+            state["containers"][self._request.id] = entry
+            state["cgroup_parents"].extend(parents)
+
+        self._store.change(note)
 
     def _forget(self) -> None:
         """A disk that is full must not keep a container from going: what the state file still names is gone then."""

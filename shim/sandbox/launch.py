@@ -26,6 +26,7 @@ from shim.trace import Marks
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from typing import Any
 
     from shim.config import Config
     from shim.hypervisor.base import Share, Vm, Waiting
@@ -138,10 +139,15 @@ class Launching:
 
     def _make_cgroup(self) -> Cgroup:
         cgroup = Cgroup.for_sandbox(self._plan.cgroups_path, self._plan.sandbox_id)
-        self._store.change(lambda state: state["cgroups"].extend(cgroup.dirs))
+        parents = cgroup.missing_parents()
+
+        def note(state: dict[str, Any]) -> None:
+            state["cgroups"].extend(cgroup.dirs)
+            state["cgroup_parents"].extend(parents)
+
+        self._store.change(note)
         self._on_undo("cgroup", cgroup.remove)
         cgroup.create()
-        self._store.change(lambda state: state["cgroup_parents"].extend(cgroup.parents))
         return cgroup
 
     def _link_share(self, ours: ExitStack) -> tuple[virtiofsd.Link | None, Share | None]:

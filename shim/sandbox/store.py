@@ -4,7 +4,7 @@ Owns: state.json (written to a temporary, renamed, after every change and before
 the lock beside it, which the pod process holds as long as it lives. Must not know: how to take things away
 (cleanup.py). Written by sandbox.py and container.py, read by `delete` and by the `hako` command. Light imports
 only. Nothing is synced: of what is described here nothing survives a failure of the machine, but only of processes, and
-where /run is no tmpfs each of a start's seven changes would wait for the disk.
+where /run is no tmpfs each of a start's five changes would wait for the disk.
 
 The lock answers "is the pod's process alive?" without a pid: the kernel drops it with the last descriptor.
 """

@@ -40,6 +40,21 @@ def _file(group: Cgroup, name: str) -> Path | None:
     return next((Path(path, name) for path in group.dirs if Path(path, name).exists()), None)
 
 
+def test_the_parents_that_will_be_made_are_known_before(cgroup: Cgroup) -> None:
+    """So that they can be written down first: none that is there, the deepest first."""
+    deeper = Cgroup.for_container(f"{PARENT}/a/b/c2", "c2")
+    missing = deeper.missing_parents()
+    assert missing[0].endswith(f"{PARENT}/a/b") and missing[1] == os.path.dirname(missing[0])
+    assert len(missing) == 2 * len(deeper.dirs) and not any(path.endswith(PARENT) for path in missing)
+    deeper.create()
+    assert deeper.missing_parents() == []
+    for path in deeper.dirs:
+        os.rmdir(path)
+    cgroups.remove_empty(missing)
+    assert not any(os.path.exists(path) for path in missing)
+    assert cgroup.missing_parents() == []
+
+
 def test_process_is_in_every_hierarchy(cgroup: Cgroup, sleeper: Child) -> None:
     """add() moves a process in all hierarchies, cpuset of version 1 included."""
     cgroup.add(sleeper.pid)

@@ -357,8 +357,11 @@ class FakeCgroup:
 
     def __init__(self) -> None:
         self.dirs: tuple[str, ...] = ()
-        self.parents: list[str] = []
         self.applied: list[Any] = []
+
+    def missing_parents(self) -> list[str]:
+        """See Cgroup."""
+        return []
 
     def create(self) -> None:
         """Nothing."""

@@ -39,10 +39,13 @@ def test_a_network_namespace_needs_no_program() -> None:
 
 
 def test_a_child_with_cgroups_waits_in_a_shell() -> None:
-    """What is executed for every VMM and daemon starts no interpreter."""
-    argv = confined_argv(PROGRAM, Confinement(cgroup_dirs=("/sys/fs/cgroup/x",)), go=3)
-    assert argv[:3] == ["/bin/sh", "-c", 'read -r line <&3 && exec 3<&- "$@"']
-    assert argv[4] == "/usr/bin/setpriv"
+    """What is executed for every VMM and daemon starts no interpreter. It dies with us from before its go on."""
+    confine = Confinement(cgroup_dirs=("/sys/fs/cgroup/x",))
+    argv = confined_argv(PROGRAM, confine, go=3)
+    assert argv[:3] == ["/usr/bin/setpriv", "--pdeathsig=KILL", "--"]
+    assert argv[3:6] == ["/bin/sh", "-c", 'read -r line <&3 && exec 3<&- "$@"']
+    assert argv[7] == "/usr/bin/setpriv"
+    assert confined_argv(PROGRAM, confine._replace(die_with_parent=False), go=3)[0] == "/bin/sh"
 
 
 def test_limits_and_directory_are_words_for_confine_py() -> None:
