@@ -177,8 +177,9 @@ class Child:
 
     def signal(self, number: int) -> None:
         """Send a signal; nothing happens if the child has ended."""
-        if self._status is not None:
-            return
+        self.while_unreaped(lambda: self._send(number))
+
+    def _send(self, number: int) -> None:
         try:
             signal.pidfd_send_signal(self.pidfd, number)
         except ProcessLookupError:

@@ -111,15 +111,11 @@ class HostSide:
         """Run the poststop hooks, after `release`."""
         hooks.run_all_tolerantly("poststop", self._hooks_of("poststop"), self._state("stopped"), self._warn)
 
-    @property
-    def _rootfs_target(self) -> str:
-        return os.path.join(self._request.bundle, "rootfs")
-
     def _mount_rootfs(self, undo: ExitStack) -> None:
         if not self._mounts:
             return
-        rootfs.mount_all(self._mounts, self._rootfs_target)
-        undo.callback(rootfs.unmount, self._rootfs_target)
+        rootfs.mount_all(self._mounts, self.rootfs_path)
+        undo.callback(rootfs.unmount, self.rootfs_path)
 
     def _make_cgroup(self, undo: ExitStack, cgroup: Cgroup) -> None:
         undo.callback(self._remove_cgroup, cgroup)
@@ -152,7 +148,7 @@ class HostSide:
             hooks.run_all(kind, found, self._state("creating"))
 
     def _note(self, cgroup: Cgroup) -> None:
-        mounts = [self._rootfs_target] if self._mounts else []
+        mounts = [self.rootfs_path] if self._mounts else []
         entry = {"bundle": self._request.bundle, "mounts": mounts, "cgroups": list(cgroup.dirs)}
         parents = cgroup.missing_parents()
 

@@ -15,7 +15,7 @@ import time
 
 from shim import paths
 from shim.oci import grouping
-from shim.task import wire
+from shim.task import forkclient, wire
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -88,7 +88,7 @@ def _end_unused(socket_path: str, container_id: str) -> None:
         remote.shut_down(socket_path, container_id, DEADLINE)
     except (RpcError, OSError) as exc:
         os.write(2, f"end the process of {container_id}: {exc}\n".encode())
-    if not remote.answers(socket_path):  # it has ended by itself, or was killed, before or just now
+    if not forkclient.is_served(socket_path):  # it has ended by itself, or was killed, before or just now
         _unlink(socket_path)
 
 

@@ -193,9 +193,10 @@ class Pool:
         if not self.size or Source.of(job["options"][0], job["environment"]) != self._source:
             return None
         self.reload()
-        for entry in self._waiting():
+        waiting = self._waiting()
+        for entry in waiting:
             if entry.ready and entry.hand_over(job, listener, caller):
-                if len(self._waiting()) == self.size:
+                if len(waiting) == self.size:
                     self._short_since = time.monotonic()
                 del self._entries[entry.pidfd]
                 self.starting(entry.sock)

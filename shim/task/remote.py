@@ -54,13 +54,6 @@ def shut_down(path: str, container_id: str, timeout: float) -> None:
         client.close()
 
 
-def answers(path: str) -> bool:
-    """Whether a process listens at `path`."""
-    with socket(AF_UNIX, SOCK_STREAM) as probe:
-        probe.settimeout(1)
-        return probe.connect_ex(path) == 0
-
-
 def _connected(path: str, timeout: float) -> Client:
     sock = socket(AF_UNIX, SOCK_STREAM)
     sock.settimeout(timeout)

@@ -20,7 +20,7 @@ from agent.api import empty_pb2
 from agent.ttrpc.client import Client
 from shim import paths
 from shim.sandbox.store import Store
-from shim.task import deleted, remote
+from shim.task import deleted, forkclient
 from shim.task.api import task_pb2
 from tests.framework.containerd import short_directory, write_launcher
 from tests.framework.taskpod import write_bundle
@@ -180,7 +180,7 @@ def test_a_dead_socket_is_replaced(shim: Shim) -> None:
     path = address.removeprefix("unix://")
     pid = call(connect(address), "Connect", task_pb2.ConnectRequest(id="c1"), task_pb2.ConnectResponse).shim_pid
     os.kill(pid, 9)
-    while os.path.exists(f"/proc/{pid}/fd/0") or remote.answers(path):  # a child that it was just forking has the socket, too
+    while os.path.exists(f"/proc/{pid}/fd/0") or forkclient.is_served(path):  # one it was just forking has it, too
         time.sleep(0.01)
     assert os.path.exists(path)
     assert shim.start("c1", bundle) == address
